@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"sort"
+
+	"github.com/virtplug/virtplug/sdk/internal/shm"
 )
 
 // GPA is a guest-physical address, in bytes.
@@ -114,6 +116,17 @@ func (m *Memory) find(a GPA) *Region {
 		}
 	}
 	return nil
+}
+
+// Holds tells whether the address of this process lies in one of the regions: for telling a fault on guest memory (its file
+// was truncated) from a bug.
+func (m *Memory) Holds(address uintptr) bool {
+	for i := range m.regions {
+		if shm.Holds(m.regions[i].Data, address) {
+			return true
+		}
+	}
+	return false
 }
 
 // Close unmaps what Map mapped. Idempotent; not to be called while a slice is in use.
