@@ -2,12 +2,17 @@
 package pluginrpc
 
 import (
+	"time"
+
 	"github.com/virtplug/virtplug/sdk/guestmem"
 	"github.com/virtplug/virtplug/sdk/virtio"
 )
 
 // APIVersion is the version of the contract in sdk/proto/v1, and go-plugin's protocol version.
 const APIVersion = 1
+
+// maxBusyPoll bounds Settings.BusyPoll: arbitrary, far above where looking pays.
+const maxBusyPoll = time.Second
 
 // Settings are what Configure sends.
 type Settings struct {
@@ -19,6 +24,9 @@ type Settings struct {
 	Files []FileGrant
 	// Withheld are feature bits that the launcher will not offer.
 	Withheld virtio.Features
+	// BusyPoll is how long a queue looks for more work before it sleeps, in whole microseconds; 0: the plugin's own default;
+	// negative: not at all.
+	BusyPoll time.Duration
 }
 
 // FileGrant is one opened file of Settings.

@@ -114,12 +114,6 @@ func (r Ring) Load32(i int) uint32 {
 	return *(*uint32)(unsafe.Add(r.base, 4*i))
 }
 
-// Store16 writes the 16-bit entry i, plainly.
-func (r Ring) Store16(i int, v uint16) {
-	// SAFETY: i is bounded by the caller, the array is 2-aligned.
-	*(*uint16)(unsafe.Add(r.base, 2*i)) = v
-}
-
 // Holds tells whether the address addr lies in b.
 func Holds(b []byte, addr uintptr) bool {
 	// SAFETY: the address is compared, never followed.

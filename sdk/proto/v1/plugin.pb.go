@@ -791,8 +791,11 @@ type ConfigureRequest struct {
 	Files       []*FileGrant `protobuf:"bytes,4,rep,name=files,proto3" json:"files,omitempty"`
 	// Feature bits that the launcher will not offer to the driver, so the plugin need not prepare for them.
 	WithheldFeatures uint64 `protobuf:"varint,5,opt,name=withheld_features,json=withheldFeatures,proto3" json:"withheld_features,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// How long a queue may look for more work before it sleeps, in microseconds; 0: not at all. Absent: the plugin's own
+	// default. Never while the queue is idle.
+	BusyPollUs    *uint32 `protobuf:"varint,6,opt,name=busy_poll_us,json=busyPollUs,proto3,oneof" json:"busy_poll_us,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ConfigureRequest) Reset() {
@@ -856,6 +859,13 @@ func (x *ConfigureRequest) GetFiles() []*FileGrant {
 func (x *ConfigureRequest) GetWithheldFeatures() uint64 {
 	if x != nil {
 		return x.WithheldFeatures
+	}
+	return 0
+}
+
+func (x *ConfigureRequest) GetBusyPollUs() uint32 {
+	if x != nil && x.BusyPollUs != nil {
+		return *x.BusyPollUs
 	}
 	return 0
 }
@@ -2683,7 +2693,7 @@ const file_sdk_proto_v1_plugin_proto_rawDesc = "" +
 	"\targuments\x18\x03 \x01(\v2\x1a.virtplug.plugin.v1.SchemaR\targuments\"9\n" +
 	"\vDescriptors\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\x04R\x05token\x12\x14\n" +
-	"\x05count\x18\x02 \x01(\rR\x05count\"\xf9\x01\n" +
+	"\x05count\x18\x02 \x01(\rR\x05count\"\xb1\x02\n" +
 	"\x10ConfigureRequest\x12\x1f\n" +
 	"\vdevice_name\x18\x01 \x01(\tR\n" +
 	"deviceName\x12\x1f\n" +
@@ -2691,7 +2701,10 @@ const file_sdk_proto_v1_plugin_proto_rawDesc = "" +
 	"configJson\x12A\n" +
 	"\vdescriptors\x18\x03 \x01(\v2\x1f.virtplug.plugin.v1.DescriptorsR\vdescriptors\x123\n" +
 	"\x05files\x18\x04 \x03(\v2\x1d.virtplug.plugin.v1.FileGrantR\x05files\x12+\n" +
-	"\x11withheld_features\x18\x05 \x01(\x04R\x10withheldFeatures\"?\n" +
+	"\x11withheld_features\x18\x05 \x01(\x04R\x10withheldFeatures\x12%\n" +
+	"\fbusy_poll_us\x18\x06 \x01(\rH\x00R\n" +
+	"busyPollUs\x88\x01\x01B\x0f\n" +
+	"\r_busy_poll_us\"?\n" +
 	"\tFileGrant\x12\x1c\n" +
 	"\tattribute\x18\x01 \x01(\tR\tattribute\x12\x14\n" +
 	"\x05index\x18\x02 \x01(\rR\x05index\"E\n" +
@@ -2967,6 +2980,7 @@ func file_sdk_proto_v1_plugin_proto_init() {
 		return
 	}
 	file_sdk_proto_v1_plugin_proto_msgTypes[3].OneofWrappers = []any{}
+	file_sdk_proto_v1_plugin_proto_msgTypes[8].OneofWrappers = []any{}
 	file_sdk_proto_v1_plugin_proto_msgTypes[34].OneofWrappers = []any{
 		(*Event_ConfigChanged)(nil),
 		(*Event_Error)(nil),
