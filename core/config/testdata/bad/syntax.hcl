@@ -1,0 +1,3 @@
+vm "demo" {
+  memory = "256M
+}

@@ -1,0 +1,202 @@
+package launcher
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/virtplug/virtplug/core/config"
+	"github.com/virtplug/virtplug/core/device"
+	"github.com/virtplug/virtplug/core/machine"
+	"github.com/virtplug/virtplug/sdk/virtio"
+)
+
+// Errors that tell how a run failed; errors.Is finds them.
+var (
+	// ErrDevice: a device could not be started.
+	ErrDevice = errors.New("device cannot start")
+	// ErrMachine: no machine can run the guest on this host, or the one chosen cannot.
+	ErrMachine = errors.New("the guest cannot run")
+)
+
+// errQuit is the cause of a stop that the user asked for at the terminal.
+var errQuit = errors.New("the user asked to quit")
+
+// Plugins opens devices' files and starts plugin instances; Host is the real one.
+type Plugins interface {
+	// Prepare opens what d's settings name; nothing is started. Instances may put their own files into runDir. Errors that
+	// concern one setting wrap a *pluginrpc.SettingError.
+	Prepare(d *config.Device, runDir string) (Prepared, error)
+}
+
+// Prepared is a device whose files are open.
+type Prepared interface {
+	// Start starts and configures a new instance with the files. terminal is passed for the device's Terminal attribute; nil
+	// if it has none. Start may be called again and again.
+	Start(ctx context.Context, terminal *os.File) (device.Instance, error)
+	// Close closes the files and removes listening sockets. Instances keep what they were given.
+	Close() error
+}
+
+// Terminal is the user's terminal while a VM has it; *terminal.Terminal is the real one.
+type Terminal interface {
+	// PluginEnd is the end of the socket that is passed to the plugin. It belongs to the Terminal.
+	PluginEnd() *os.File
+	// Close restores the terminal. Idempotent.
+	Close() error
+}
+
+// OpenTerminal takes over the user's terminal. resize is called with each new size in characters, quit when the user types the
+// escape key; neither blocks.
+type OpenTerminal func(resize func(cols, rows int), quit func()) (Terminal, error)
+
+// NamedMachine is a machine with its name in configurations.
+type NamedMachine struct {
+	Name    string
+	Machine machine.Machine
+}
+
+// Options are what a run needs.
+type Options struct {
+	VM      *config.VM
+	Plugins Plugins
+	// Machines are those that can be chosen; `auto` takes the first that this host can run.
+	Machines []NamedMachine
+	// Terminal opens the user's terminal for the device that wants it.
+	Terminal OpenTerminal
+	// RunRoot is where the run directory is made.
+	RunRoot string
+	// Log receives what happens; nil: nothing is logged.
+	Log hclog.Logger
+	// Event is told what a user wants to know; one call at a time. nil: nobody is told.
+	Event func(Event)
+	// KernelOutput receives the kernel's own output besides the virtio console; nil: dropped.
+	KernelOutput io.Writer
+	// NoReboot: a guest that asks to be restarted ends the run (machine.Reboot). Otherwise it boots again with the same
+	// plugin instances, and KindRunning is sent again.
+	NoReboot bool
+	// Restart is what to do about plugins that die.
+	Restart device.Restart
+}
+
+// Outcome is how a run ended.
+type Outcome struct {
+	machine.Exit
+	// Machine is the name of the machine that ran.
+	Machine string
+	// Failed are the devices that had failed for good when the guest ended.
+	Failed []string
+	// Quit: the user asked to quit at the terminal.
+	Quit bool
+}
+
+// Check tells whether this host can run the VM, and by which machine, without starting anything.
+func Check(o Options) (string, error) {
+	m, err := choose(o, guestOf(o.VM))
+	return m.Name, err
+}
+
+// Run lives a VM's life and returns when nothing of it is left. If ctx ends, the guest is stopped (Outcome.Reason is
+// machine.Stopped), or what was started of it is taken down and ctx's error returned. Errors are *config.Error where a place in
+// the configuration is to blame.
+func Run(ctx context.Context, o Options) (out Outcome, err error) {
+	if o.Log == nil {
+		o.Log = hclog.NewNullLogger()
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	r := &run{o: o, cancel: cancel, events: newEvents(o.Event)}
+	defer func() {
+		if uerr := r.undo.run(); uerr != nil {
+			err = errors.Join(err, fmt.Errorf("clean up: %w", uerr))
+		}
+	}()
+	guest := guestOf(o.VM)
+	chosen, err := choose(o, guest)
+	if err != nil {
+		return out, err
+	}
+	out.Machine = chosen.Name
+	dir, err := newRunDir(o.RunRoot, o.VM.Name)
+	if err != nil {
+		return out, err
+	}
+	r.undo.add(dir.Close)
+	guest.RunDir, guest.Console = dir.path, o.KernelOutput
+	if err := r.prepare(dir.path); err != nil {
+		return out, err
+	}
+	if err := r.open(ctx); err != nil {
+		if out.Quit = quitting(ctx); out.Quit {
+			out.Reason = machine.Stopped
+			return out, nil
+		}
+		return out, err
+	}
+	for {
+		r.events.send(Event{Kind: KindRunning, Machine: chosen.Name, VM: guest.Name})
+		out.Exit, err = chosen.Machine.Run(ctx, guest, r.devices)
+		if err != nil {
+			return out, fmt.Errorf("%w: %s: %w", ErrMachine, chosen.Name, err)
+		}
+		if out.Reason != machine.Reboot || o.NoReboot || ctx.Err() != nil {
+			break
+		}
+	}
+	out.Quit = quitting(ctx)
+	for _, d := range r.devices {
+		if d.State() == device.StateFailed {
+			out.Failed = append(out.Failed, d.Name())
+		}
+	}
+	return out, nil
+}
+
+func quitting(ctx context.Context) bool { return errors.Is(context.Cause(ctx), errQuit) }
+
+// guestOf says what to boot.
+func guestOf(vm *config.VM) machine.Guest {
+	return machine.Guest{
+		Name: vm.Name, MemoryBytes: vm.MemoryBytes, VCPUs: vm.VCPUs, Kernel: vm.Kernel, Initrd: vm.Initrd, Cmdline: cmdline(vm),
+	}
+}
+
+// cmdline is the user's kernel command line, with the virtio console as the kernel's if there is one and the user names none.
+func cmdline(vm *config.VM) string {
+	for word := range strings.FieldsSeq(vm.Cmdline) {
+		if strings.HasPrefix(word, "console=") {
+			return vm.Cmdline
+		}
+	}
+	if !slices.ContainsFunc(vm.Devices, func(d config.Device) bool {
+		return virtio.DeviceID(d.Description.GetDeviceId()) == virtio.IDConsole
+	}) {
+		return vm.Cmdline
+	}
+	return strings.TrimSpace("console=hvc0 " + vm.Cmdline)
+}
+
+// choose returns the machine that the configuration names, or for `auto` the first that this host can run.
+func choose(o Options, g machine.Guest) (NamedMachine, error) {
+	var errs []error
+	for _, m := range o.Machines {
+		if o.VM.Machine != "auto" && o.VM.Machine != m.Name {
+			continue
+		}
+		err := m.Machine.Check(g)
+		if err == nil {
+			return m, nil
+		}
+		errs = append(errs, fmt.Errorf("%s: %w", m.Name, err))
+	}
+	if len(errs) == 0 {
+		return NamedMachine{}, o.VM.AtVM("machine", fmt.Errorf("there is no machine %q in this build", o.VM.Machine))
+	}
+	return NamedMachine{}, fmt.Errorf("%w: %w", ErrMachine, errors.Join(errs...))
+}
