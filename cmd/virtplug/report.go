@@ -1,0 +1,127 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+
+	"github.com/virtplug/virtplug/core/config"
+	"github.com/virtplug/virtplug/core/launcher"
+	"github.com/virtplug/virtplug/core/machine"
+)
+
+// reporter tells what happens to a VM: text to standard error, or JSON to standard output.
+type reporter struct {
+	app  *app
+	json bool
+	mu   sync.Mutex
+}
+
+// event tells one event.
+func (r *reporter) event(e launcher.Event) {
+	if r.json {
+		r.line(struct {
+			Version int `json:"schema_version"`
+			launcher.Event
+		}{schemaVersion, e})
+		return
+	}
+	text := ""
+	switch e.Kind {
+	case launcher.KindRunning:
+		return // the guest itself shows that
+	case launcher.KindNotice:
+		text = e.Message
+	case launcher.KindError:
+		text = "error: " + e.Message
+	case launcher.KindState:
+		text = e.State
+		if e.Message != "" {
+			text += ": " + e.Message
+		}
+	}
+	fmt.Fprintf(r.app.stderr, "virtplug: %s: %s\n", e.Device, text)
+}
+
+// ending is the last line of run --json.
+type ending struct {
+	Version int    `json:"schema_version"`
+	Event   string `json:"event"`
+	// Reason is one of power-off, reboot, panic, crash, quit, interrupted, error.
+	Reason  string   `json:"reason"`
+	Code    int      `json:"code"`
+	Machine string   `json:"machine,omitempty"`
+	Detail  string   `json:"detail,omitempty"`
+	Failed  []string `json:"failed_devices,omitempty"`
+	Error   string   `json:"error,omitempty"`
+	// Diagnostics are set if the configuration is wrong.
+	Diagnostics *config.Error `json:"diagnostics,omitempty"`
+}
+
+// end tells how a run ended, and returns the error for the exit status.
+func (r *reporter) end(out launcher.Outcome, err error) error {
+	e := ending{Version: schemaVersion, Event: "exit", Machine: out.Machine, Detail: out.Detail, Failed: out.Failed}
+	if err != nil {
+		e.Reason, e.Code, e.Error = "error", codeOf(err), err.Error()
+		if e.Code == exitInterrupted {
+			e.Reason = "interrupted"
+			err = exitStatus{exitInterrupted, "interrupted"}
+		}
+		if ce, ok := errors.AsType[*config.Error](err); ok {
+			e.Diagnostics, e.Error = ce, "the configuration is wrong"
+		}
+	} else {
+		err = r.outcome(out, &e)
+	}
+	if r.json {
+		r.line(e)
+	}
+	return err
+}
+
+// outcome judges how a guest ended.
+func (r *reporter) outcome(out launcher.Outcome, e *ending) error {
+	message := ""
+	switch out.Reason {
+	case machine.PowerOff:
+		e.Reason = "power-off"
+	case machine.Reboot:
+		e.Reason = "reboot"
+		if !r.json {
+			fmt.Fprintln(r.app.stderr, "virtplug: the guest asked to be restarted")
+		}
+	case machine.Stopped:
+		e.Reason, e.Code, message = "interrupted", exitInterrupted, "interrupted; the guest was stopped"
+		if out.Quit {
+			e.Reason, e.Code, message = "quit", exitOK, ""
+		}
+	case machine.Panic:
+		e.Reason, e.Code, message = "panic", exitGuestPanic, "the guest's kernel panicked: "+out.Detail
+	case machine.Crashed:
+		e.Reason, e.Code, message = "crash", exitMachine, fmt.Sprintf("the machine %s crashed: %s", out.Machine, out.Detail)
+	}
+	if len(out.Failed) > 0 && e.Code == exitOK {
+		e.Code, message = exitDevice, "failed devices: "+strings.Join(out.Failed, ", ")
+	}
+	if e.Code == exitOK {
+		return nil
+	}
+	return exitStatus{e.Code, message}
+}
+
+// line writes one JSON object.
+func (r *reporter) line(v any) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	// There is nowhere to tell that standard output is gone.
+	_ = json.NewEncoder(r.app.stdout).Encode(v)
+}
+
+// printJSON writes v, indented, for the commands that print one result.
+func (a *app) printJSON(v any) error {
+	enc := json.NewEncoder(a.stdout)
+	enc.SetIndent("", "  ")
+	return enc.Encode(v)
+}

@@ -1,0 +1,93 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/virtplug/virtplug/core/pluginhost"
+)
+
+// binEnv names the directory with the programs that TestMain built.
+const binEnv = "VIRTPLUG_TEST_BIN"
+
+func TestMain(m *testing.M) {
+	os.Exit(func() int {
+		dir, err := os.MkdirTemp("", "virtplug-test")
+		if err == nil {
+			defer os.RemoveAll(dir) //nolint:errcheck // the end
+			err = build(dir)
+		}
+		if err == nil {
+			err = os.Setenv(binEnv, dir)
+		}
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		return m.Run()
+	}())
+}
+
+// build builds the command and its plugins into dir, as `make build` does into bin.
+func build(dir string) error {
+	for name, pkg := range map[string]string{
+		"virtplug":                        ".",
+		pluginhost.FilePrefix + "block":   "../../plugins/block",
+		pluginhost.FilePrefix + "console": "../../plugins/console",
+	} {
+		out, err := exec.CommandContext(context.Background(), "go", "build", "-o", filepath.Join(dir, name), pkg).CombinedOutput() //nolint:gosec // our own sources
+		if err != nil {
+			return fmt.Errorf("build %s: %w\n%s", pkg, err, out)
+		}
+	}
+	return nil
+}
+
+func TestScripts(t *testing.T) {
+	t.Parallel()
+	bin := os.Getenv(binEnv)
+	testscript.Run(t, testscript.Params{
+		Dir: "testdata/script",
+		Setup: func(e *testscript.Env) error {
+			e.Setenv("PATH", bin+string(os.PathListSeparator)+e.Getenv("PATH"))
+			e.Setenv("BIN", bin)
+			e.Setenv("XDG_RUNTIME_DIR", e.WorkDir) // often too long, which is a test too
+			return nil
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){"exits": exits},
+		Condition: func(cond string) (bool, error) {
+			if cond == "root" {
+				return os.Getuid() == 0, nil
+			}
+			return false, fmt.Errorf("unknown condition %q", cond)
+		},
+	})
+}
+
+// exits is `exits CODE COMMAND…`: like exec, and the exit status must be CODE.
+func exits(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: exits CODE COMMAND…")
+	}
+	want, err := strconv.Atoi(args[0])
+	ts.Check(err)
+	err = ts.Exec(args[1], args[2:]...)
+	got := 0
+	if ee := (*exec.ExitError)(nil); errors.As(err, &ee) {
+		got = ee.ExitCode()
+	} else {
+		ts.Check(err)
+	}
+	if got != want {
+		ts.Fatalf("%s: exit status %d, want %d", strings.Join(args[1:], " "), got, want)
+	}
+}
