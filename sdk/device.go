@@ -92,14 +92,14 @@ type Device interface {
 	Spec() Spec
 }
 
-// Later is what HandleChain returns for a chain that it will finish itself, from any goroutine, with Queue.Finish.
-var Later = errors.New("chain will be finished later")
+// ErrLater is what HandleChain returns for a chain that it will finish itself, from any goroutine, with Queue.Finish.
+var ErrLater = errors.New("chain will be finished later")
 
 // ChainHandler serves one chain at a time. One goroutine per queue calls it; several queues call it at once.
 type ChainHandler interface {
 	// HandleChain reads c's device-readable part, fills its device-writable part and returns; the SDK completes c with the
 	// count its Writer kept. On an error the chain is completed all the same, and the error counted and logged (not each).
-	// Returning Later keeps c until q.Finish(c). ctx ends when the queue is to stop.
+	// Returning ErrLater keeps c until q.Finish(c). ctx ends when the queue is to stop.
 	HandleChain(ctx context.Context, q *Queue, c *virtq.Chain) error
 }
 

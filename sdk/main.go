@@ -74,7 +74,10 @@ func run(d *definition, args []string, cookie string, stdout, stderr io.Writer) 
 // serve runs the plugin for its launcher and returns the exit status.
 func serve(d *definition) int {
 	// go-plugin replaces os.Stderr later; the launcher reads the log, JSON lines, from the real one.
-	log := hclog.New(&hclog.LoggerOptions{Name: d.description.GetName(), Level: hclog.Debug, Output: os.Stderr, JSONFormat: true})
+	options := hclog.LoggerOptions{Name: d.description.GetName(), Level: hclog.Debug, Output: os.Stderr, JSONFormat: true}
+	log := hclog.New(&options)
+	options.Level = hclog.Info // what go-plugin says of its own set-up is nobody's last words
+	glueLog := hclog.New(&options)
 	// The log's reader dies with the launcher, and we still have a device to close: make a write to it an error, not our end.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 	rt := newRuntime(d, log)
@@ -94,7 +97,7 @@ func serve(d *definition) int {
 		hardEnd(log)
 	})
 	plugin.Serve(&plugin.ServeConfig{
-		HandshakeConfig: pluginrpc.Handshake(), Plugins: pluginrpc.DevicePlugins(srv), GRPCServer: gs.make, Logger: log,
+		HandshakeConfig: pluginrpc.Handshake(), Plugins: pluginrpc.DevicePlugins(srv), GRPCServer: gs.make, Logger: glueLog,
 	})
 	stop()
 	hardEnd(log)

@@ -30,11 +30,11 @@ type Queue struct {
 	errorsN atomic.Uint64
 	errLog  errorLog
 
-	cancel   context.CancelFunc
-	served   chan struct{} // closed when the serving goroutine has returned
-	stopOnce sync.Once
-	final    queueState
-	finalErr error
+	cancel  context.CancelFunc
+	served  chan struct{} // closed when the serving goroutine has returned
+	stopMu  sync.Mutex
+	stopped bool
+	final   queueState
 }
 
 // queueParams is what the runtime makes a queue of. Descriptors belong to the queue; Inflight and Mem stay the runtime's and
@@ -222,28 +222,28 @@ func (q *Queue) start(dev Device) {
 	}()
 }
 
-// stop ends the serving, waits for the chains in flight, and closes the descriptors. If ctx ends first the chains that are
-// left stay in the in-flight region, and the error says so. Idempotent.
+// stop ends the serving, waits for the chains in flight, and closes the descriptors. If ctx ends first the error says what
+// it waited for, and stop may be called again; chains that are left stay in the in-flight region. Idempotent.
 func (q *Queue) stop(ctx context.Context) (queueState, error) {
-	q.stopOnce.Do(func() {
-		q.cancel()
-		select {
-		case <-q.served:
-		case <-ctx.Done():
-			q.finalErr = fmt.Errorf("stop queue %d: the device's loop does not end: %w", q.p.Index, ctx.Err())
-			return
-		}
-		select {
-		case <-q.vq.Idle():
-		case <-ctx.Done():
-			q.finalErr = fmt.Errorf("stop queue %d: %d chains are still in flight: %w", q.p.Index, q.vq.State().InFlight, ctx.Err())
-			return
-		}
-		s := q.vq.State()
-		q.final = queueState{s.NextAvail, s.UsedIndex, s.Broken}
-		q.finalErr = errors.Join(q.waiter.Close(), os.NewSyscallError("close", unix.Close(q.callFD)))
-	})
-	return q.final, q.finalErr
+	q.stopMu.Lock()
+	defer q.stopMu.Unlock()
+	if q.stopped {
+		return q.final, nil
+	}
+	q.cancel()
+	select {
+	case <-q.served:
+	case <-ctx.Done():
+		return queueState{}, fmt.Errorf("stop queue %d: the device's loop does not end: %w", q.p.Index, ctx.Err())
+	}
+	select {
+	case <-q.vq.Idle():
+	case <-ctx.Done():
+		return queueState{}, fmt.Errorf("stop queue %d: %d chains are still in flight: %w", q.p.Index, q.vq.State().InFlight, ctx.Err())
+	}
+	s := q.vq.State()
+	q.stopped, q.final = true, queueState{s.NextAvail, s.UsedIndex, s.Broken}
+	return q.final, errors.Join(q.waiter.Close(), os.NewSyscallError("close", unix.Close(q.callFD)))
 }
 
 // errorLog logs the first errors of a second and counts the others.

@@ -209,7 +209,7 @@ type keeper struct {
 
 func (k keeper) HandleChain(_ context.Context, _ *Queue, c *virtq.Chain) error {
 	k.kept <- c
-	return Later
+	return ErrLater
 }
 
 func TestChainsMayBeFinishedLaterElsewhereAndOutOfOrder(t *testing.T) {
@@ -271,7 +271,15 @@ func TestStopWaitsForTheDrainNoLongerThanItsContext(t *testing.T) {
 		t.Errorf("stop = %v: want to be told that a chain is in flight", err)
 	}
 	<-first.served
-	// What was in flight is found by the next instance.
+	// What was in flight is found by the next instance, and once it is finished after all, the stop succeeds.
+	t.Cleanup(func() {
+		if err := first.Finish(c); err != nil {
+			t.Error(err)
+		}
+		if _, err := first.stop(context.Background()); err != nil {
+			t.Error(err)
+		}
+	})
 	r.params.Recover = true
 	r.start(upper{})
 	if head, n := r.receive(); head != c.Head() || n != 0 {

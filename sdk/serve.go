@@ -73,7 +73,7 @@ func Serve(ctx context.Context, q *Queue, handle func(context.Context, *Queue, *
 	return q.loop(ctx, func(ctx context.Context, q *Queue, batch []*virtq.Chain) error {
 		for _, c := range batch {
 			err := handle(ctx, q, c)
-			if err == Later { //nolint:errorlint // a sentinel on the hot path; wrapping it makes no sense
+			if err == ErrLater { //nolint:errorlint // a sentinel on the hot path; wrapping it makes no sense
 				continue
 			}
 			if err != nil {

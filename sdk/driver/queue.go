@@ -58,7 +58,7 @@ func New(a *Arena, c Config) (*Queue, error) {
 	}
 	clear(q.descB)
 	for i := range q.next {
-		q.next[i] = uint16(i + 1) //nolint:gosec // G115: at most Size
+		q.next[i] = uint16(i + 1)
 	}
 	if c.Features.Has(virtio.FIndirectDesc) {
 		return q, q.makeTables(a)
@@ -155,7 +155,7 @@ func (q *Queue) addIndirect(readable, writable []Buffer) (head uint16) {
 	}
 	n := len(readable) + len(writable)
 	for i := range n {
-		putDesc(table, i, bufferAt(readable, writable, i), i >= len(readable), i < n-1, uint16(i+1)) //nolint:gosec // G115: small
+		putDesc(table, i, bufferAt(readable, writable, i), i >= len(readable), i < n-1, uint16(i+1))
 	}
 	PutDesc(q.descB[int(head)*virtio.DescSize:], t.Addr, uint32(n*virtio.DescSize), virtio.DescFIndirect, 0) //nolint:gosec // G115: small
 	q.push(head)
@@ -204,7 +204,7 @@ func (q *Queue) Publish() (kick bool) {
 
 // Used takes the next used element; ok is false if there is none. The head's descriptors are free again.
 func (q *Queue) Used() (head uint16, written uint32, ok bool) {
-	if uint16(q.usedHead.Load()>>16) == q.usedSeen { //nolint:gosec // G115: the upper half
+	if uint16(q.usedHead.Load()>>16) == q.usedSeen {
 		return 0, 0, false
 	}
 	slot := int(q.usedSeen & q.mask)
@@ -232,7 +232,7 @@ func (q *Queue) release(head uint16) {
 
 // HasUsed tells whether Used would return something.
 func (q *Queue) HasUsed() bool {
-	return uint16(q.usedHead.Load()>>16) != q.usedSeen //nolint:gosec // G115: the upper half
+	return uint16(q.usedHead.Load()>>16) != q.usedSeen
 }
 
 // EnableCalls asks for a call at the next used buffer and tells whether one is there already: then do not sleep.
@@ -252,7 +252,7 @@ func (q *Queue) CallAfter(n uint16) (more bool) {
 		return q.EnableCalls()
 	}
 	q.usedEvent.Store(q.usedSeen + n - 1)
-	return uint16(q.usedHead.Load()>>16)-q.usedSeen >= n //nolint:gosec // G115: the upper half
+	return uint16(q.usedHead.Load()>>16)-q.usedSeen >= n
 }
 
 // DisableCalls asks for none; advisory, and nothing with event indices.

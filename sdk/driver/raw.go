@@ -23,7 +23,7 @@ func (r Raw) SetAvailIdx(idx uint16) { r.q.availHead.Store(idx); r.q.availIdx = 
 func (r Raw) AvailIdx() uint16 { return r.q.availIdx }
 
 // UsedIdx reads the used index.
-func (r Raw) UsedIdx() uint16 { return uint16(r.q.usedHead.Load() >> 16) } //nolint:gosec // G115: the upper half
+func (r Raw) UsedIdx() uint16 { return uint16(r.q.usedHead.Load() >> 16) }
 
 // SetUsedIdx writes the used index, which only the device may.
 func (r Raw) SetUsedIdx(idx uint16) { r.q.usedHead.Store(uint32(idx) << 16) }

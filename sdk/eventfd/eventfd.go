@@ -24,7 +24,7 @@ func New() (*os.File, error) {
 	if err != nil {
 		return nil, os.NewSyscallError("eventfd", err)
 	}
-	return os.NewFile(uintptr(fd), "eventfd"), nil //nolint:gosec // G115: a descriptor
+	return os.NewFile(uintptr(fd), "eventfd"), nil
 }
 
 // Signal writes one count to fd and never blocks. A full or closed other side is no error: then a notification is pending
@@ -58,7 +58,7 @@ type Waiter struct {
 // NewWaiter takes over fd: Close closes it.
 func NewWaiter(fd int) (*Waiter, error) {
 	w := &Waiter{fd: fd, wake: -1}
-	flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0) //nolint:gosec // G115: a descriptor
+	flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0)
 	if err != nil {
 		return nil, fmt.Errorf("wait for kicks: descriptor %d: %w", fd, os.NewSyscallError("fcntl", err))
 	}

@@ -47,10 +47,10 @@ func check(t *testing.T, err error) {
 
 func TestEveryKickAndEveryWakeEndsAWait(t *testing.T) {
 	t.Parallel()
-	for name, make := range ends {
+	for name, pair := range ends {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			wait, write := make(t)
+			wait, write := pair(t)
 			flags, err := unix.FcntlInt(uintptr(wait), unix.F_GETFL, 0)
 			check(t, err)
 			w, err := eventfd.NewWaiter(wait)
@@ -108,15 +108,15 @@ func expect(t *testing.T, w *eventfd.Waiter) <-chan struct{} {
 
 func TestAWaitWithoutAKickBlocks(t *testing.T) {
 	t.Parallel()
-	for name, make := range ends {
-		wait, write := make(t)
+	for name, pair := range ends {
+		wait, write := pair(t)
 		w, err := eventfd.NewWaiter(wait)
 		check(t, err)
 		done := asyncWait(w)
 		for range 3 { // a Wait may return once for nothing, but not always
 			select {
-			case <-done:
-				t.Errorf("%s: Wait returned for nothing", name)
+			case err := <-done:
+				t.Errorf("%s: Wait returned for nothing: %v", name, err)
 			case <-time.After(20 * time.Millisecond):
 			}
 		}

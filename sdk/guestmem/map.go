@@ -51,7 +51,7 @@ func mapOne(r MapRegion) ([]byte, error) {
 	if err := unix.Fstat(r.FD, &st); err != nil {
 		return nil, os.NewSyscallError("fstat", err)
 	}
-	if st.Size < r.Offset || uint64(st.Size-r.Offset) < r.Size {
+	if st.Size < r.Offset || uint64(st.Size-r.Offset) < r.Size { //nolint:gosec // G115: not negative
 		return nil, fmt.Errorf("file has %d bytes, region needs %d at %#x", st.Size, r.Size, r.Offset)
 	}
 	data, err := unix.Mmap(r.FD, r.Offset, int(r.Size), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_NORESERVE)

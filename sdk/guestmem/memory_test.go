@@ -55,7 +55,7 @@ func TestAccessIsBoundToTheRegions(t *testing.T) {
 		if (err == nil) != c.slice || err == nil && len(b) != c.n || err != nil && !errors.Is(err, guestmem.ErrRange) {
 			t.Errorf("Slice(%v, %d) = %d bytes, %v", c.at, c.n, len(b), err)
 		}
-		bs, err := m.Append(nil, c.at, uint32(max(c.n, 0)))
+		bs, err := m.Append(nil, c.at, uint32(max(c.n, 0))) //nolint:gosec // G115: small
 		total := 0
 		for _, b := range bs {
 			total += len(b)

@@ -93,7 +93,7 @@ func (c *Client) Configure(ctx context.Context, s Settings) (Offer, error) {
 		DeviceName: s.DeviceName, ConfigJson: string(s.ConfigJSON), WithheldFeatures: uint64(s.Withheld),
 	}
 	if s.BusyPoll != 0 {
-		us := uint32(min(max(s.BusyPoll, 0), maxBusyPoll) / time.Microsecond) //nolint:gosec // bounded
+		us := uint32(min(max(s.BusyPoll, 0), maxBusyPoll) / time.Microsecond)
 		req.BusyPollUs = &us
 	}
 	if len(s.Files) > 0 {

@@ -104,7 +104,7 @@ func (m *mirror) HandleChain(_ context.Context, q *sdk.Queue, c *virtq.Chain) er
 		m.mu.Lock()
 		defer m.mu.Unlock()
 		m.held = append(m.held, func() error { return errors.Join(answer(c), q.Finish(c)) })
-		return sdk.Later
+		return sdk.ErrLater
 	}
 	return answer(c)
 }

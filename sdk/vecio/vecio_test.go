@@ -81,7 +81,7 @@ func TestReadNowaitNeverGivesLessWithoutSaying(t *testing.T) {
 	}
 }
 
-func TestNothingIsAllocated(t *testing.T) {
+func TestNothingIsAllocated(t *testing.T) { //nolint:paralleltest // it counts the process's allocations
 	f := file(t)
 	bufs := [][]byte{make([]byte, 512), make([]byte, 4096)}
 	fd := int(f.Fd())

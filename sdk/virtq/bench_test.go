@@ -23,6 +23,7 @@ func BenchmarkRing(b *testing.B) {
 }
 
 func benchRing(b *testing.B, f virtio.Features, batch int, tracked bool) {
+	b.Helper()
 	p := newPair(b, memfdMemory(b, 256), 128, f)
 	if !tracked {
 		p.cfg.Inflight = nil

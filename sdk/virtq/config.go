@@ -55,7 +55,7 @@ func Activate(mem *guestmem.Memory, c Config) (*Queue, error) {
 	}
 	for i := range q.chains {
 		q.chains[i].q = q
-		q.chains[i].head = uint16(i) //nolint:gosec // G115: i < Size
+		q.chains[i].head = uint16(i)
 	}
 	n := int(c.Size)
 	var errs [6]error
@@ -73,7 +73,7 @@ func Activate(mem *guestmem.Memory, c Config) (*Queue, error) {
 	if q.availEvent, err = shm.U16At(used, 4+8*n); err != nil {
 		return fail("used ring", err)
 	}
-	q.usedIdx = uint16(q.usedHead.Load() >> 16) //nolint:gosec // G115: the upper half
+	q.usedIdx = uint16(q.usedHead.Load() >> 16)
 	q.nextAvail, q.availSeen = c.NextAvail, c.NextAvail
 	if c.Inflight != nil {
 		if err := q.openInflight(c.Inflight, c.Recover); err != nil {

@@ -23,7 +23,7 @@ var ringFeatures = map[string]virtio.Features{
 // heapMemory is two adjacent regions on the heap, where the race detector sees them.
 func heapMemory(tb testing.TB, pages int) *guestmem.Memory {
 	tb.Helper()
-	n := pages * guestmem.PageSize
+	n := uint64(pages) * guestmem.PageSize //nolint:gosec // G115: small
 	m, err := guestmem.New(
 		guestmem.Region{Start: 0x10000, Data: make([]byte, n)},
 		guestmem.Region{Start: 0x10000 + guestmem.GPA(n), Data: make([]byte, n)},
@@ -42,13 +42,13 @@ func memfdMemory(tb testing.TB, pages int) *guestmem.Memory {
 		tb.Fatal(err)
 	}
 	f := os.NewFile(uintptr(fd), "memfd")
-	n := int64(pages) * guestmem.PageSize
-	if err := f.Truncate(2 * n); err != nil {
+	n := uint64(pages) * guestmem.PageSize           //nolint:gosec // G115: small
+	if err := f.Truncate(int64(2 * n)); err != nil { //nolint:gosec // G115: small
 		tb.Fatal(err)
 	}
 	m, err := guestmem.Map([]guestmem.MapRegion{
-		{Start: 0x10000, Size: uint64(n), FD: fd},
-		{Start: 0x10000 + guestmem.GPA(n), Size: uint64(n), FD: fd, Offset: n},
+		{Start: 0x10000, Size: n, FD: fd},
+		{Start: 0x10000 + guestmem.GPA(n), Size: n, FD: fd, Offset: int64(n)}, //nolint:gosec // G115: small
 	})
 	if err != nil {
 		tb.Fatal(err)

@@ -118,7 +118,7 @@ func (q *Queue) recoverInflight() error {
 		}
 		e := t.r64.Load64(2 + 2*int(batch))
 		t.r64.Store64(2+2*int(batch), e&^0xff)
-		batch = uint16(e >> 48) //nolint:gosec // G115: the upper field
+		batch = uint16(e >> 48)
 	}
 	t.r16.Store16(7, q.usedIdx)
 	t.batchHead = t.r16.Load16(6)

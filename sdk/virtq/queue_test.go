@@ -22,7 +22,7 @@ func TestAChainGoesRoundWithItsBytesInEveryRingFormat(t *testing.T) {
 			in, out := p.buffers(t, 3, 700, 5), p.buffers(t, 600, 200)
 			for i, b := range in {
 				for j := range p.arena.Bytes(b) {
-					p.arena.Bytes(b)[j] = byte(i*31 + j)
+					p.arena.Bytes(b)[j] = byte(i*31+j) & 0xff //nolint:gosec // G115: a pattern
 				}
 			}
 			head, ok := p.drv.Add(in, out)
@@ -245,7 +245,7 @@ func TestDriverAndDeviceRunAtTheSameTime(t *testing.T) {
 			})
 			for sent, got := 0, 0; got < rounds; {
 				for sent < rounds && sent-got < 1 { // one at a time: the buffers are shared
-					p.arena.Bytes(bs[0])[0] = byte(sent)
+					p.arena.Bytes(bs[0])[0] = byte(sent) //nolint:gosec // G115: a pattern
 					if _, ok := p.drv.Add(bs[:1], bs[1:]); !ok {
 						t.Fatal("the ring is full")
 					}
@@ -268,7 +268,7 @@ func TestDriverAndDeviceRunAtTheSameTime(t *testing.T) {
 	}
 }
 
-func TestNothingIsAllocatedForARequest(t *testing.T) {
+func TestNothingIsAllocatedForARequest(t *testing.T) { //nolint:paralleltest // it counts the process's allocations
 	for name, f := range ringFeatures {
 		p := newPair(t, memfdMemory(t, 64), 64, f)
 		bs := p.buffers(t, 16, 4096, 1)

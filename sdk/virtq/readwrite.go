@@ -116,7 +116,7 @@ func (w *Writer) ReadFrom(r io.Reader) (n int64, err error) {
 		k, err := r.Read(w.bufs[0][w.off:])
 		w.Advance(k)
 		n += int64(k)
-		if err == io.EOF { //nolint:errorlint // io.Reader returns it bare
+		if err == io.EOF {
 			return n, nil
 		}
 		if err != nil {

@@ -55,5 +55,5 @@ func (v *Vec) call(nr uintptr, fd int, off int64, flags int) (int, unix.Errno) {
 	if e != 0 {
 		return 0, e
 	}
-	return int(n), 0 //nolint:gosec // G115: the kernel returns at most SSIZE_MAX
+	return int(n), 0
 }

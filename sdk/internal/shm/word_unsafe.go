@@ -75,7 +75,7 @@ func RingAt(b []byte, off, n, align int) (Ring, error) {
 	}
 	// SAFETY: the whole array lies in b.
 	p := unsafe.Pointer(&b[off])
-	if uintptr(p)%uintptr(align) != 0 { //nolint:gosec // G115: align is a small positive constant
+	if uintptr(p)%uintptr(align) != 0 {
 		return Ring{}, fmt.Errorf("array at %d: not %d-aligned", off, align)
 	}
 	return Ring{p}, nil

@@ -1,0 +1,20 @@
+# The machine of `make demo`. Paths are relative to this file.
+vm "demo" {
+  memory  = "128M"
+  machine = "uml"
+  initrd  = "../../.demo/initrd.gz"
+  cmdline = "quiet"
+}
+
+# The disk: /dev/vda, served by the program virtplug-plugin-block.
+device "block" "vda" {
+  path = "../../.demo/disk.img"
+}
+
+# The console that you type at: /dev/hvc0, served by the program virtplug-plugin-console.
+device "console" "con0" {
+  backend = "stdio"
+
+  # With several ports the guest tells when it has opened one, so nothing that is typed (or piped) early is lost.
+  multiport = true
+}
