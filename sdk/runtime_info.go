@@ -62,7 +62,7 @@ func (r *deviceRuntime) Command(ctx context.Context, name string, args []byte) (
 	}
 	v, err := c.Command(ctx, name, args)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", op, err)
+		return nil, err // the launcher's half names the command
 	}
 	if v == nil {
 		return []byte("{}"), nil

@@ -89,7 +89,7 @@ func RunBlock(ctx context.Context, m *loopback.Machine, l BlockLoad) (BlockResul
 	if l.RequestBytes <= 0 || l.RequestBytes%virtio.SectorSize != 0 || uint64(l.RequestBytes) > l.SpanBytes {
 		return BlockResult{}, fmt.Errorf("bench block: request of %d bytes: want a multiple of %d that fits the disk's %d", l.RequestBytes, virtio.SectorSize, capacity)
 	}
-	var workers []*blockWorker
+	workers := make([]*blockWorker, 0, len(m.Queues()))
 	for i, q := range m.Queues() {
 		w, err := newBlockWorker(m, q, l, i, len(m.Queues()))
 		if err != nil {
@@ -122,7 +122,7 @@ func RunBlock(ctx context.Context, m *loopback.Machine, l BlockLoad) (BlockResul
 	elapsed := time.Since(start)
 	cpu1, cpuErr1 := cpuTime(l.PID)
 	end()
-	if err := errors.Join(append(errs, err)...); err != nil {
+	if err := errors.Join(err, errors.Join(errs...)); err != nil {
 		return BlockResult{}, fmt.Errorf("bench block: %w", err)
 	}
 	r := summarise(m, l, workers, elapsed)
@@ -203,10 +203,10 @@ type blockSlot struct {
 }
 
 func newBlockWorker(m *loopback.Machine, q *loopback.Queue, l BlockLoad, index, of int) (*blockWorker, error) {
-	places := l.SpanBytes / uint64(l.RequestBytes)
+	places := l.SpanBytes / uint64(l.RequestBytes)                                                                           //nolint:gosec // G115: positive
 	w := &blockWorker{q: q, l: l, index: index, rng: rand.New(rand.NewPCG(1, uint64(index))), byHead: make([]int, q.Size())} //nolint:gosec // G404: a load, no secret
-	w.n = max(1, places/uint64(of))
-	w.first = w.n * uint64(index)
+	w.n = max(1, places/uint64(of))                                                                                          //nolint:gosec // G115: a count of queues
+	w.first = w.n * uint64(index)                                                                                            //nolint:gosec // G115: a queue's number
 	if l.Verify {
 		w.written, w.busy = make([]uint32, w.n), make([]bool, w.n)
 	}
@@ -379,7 +379,7 @@ func (w *blockWorker) reap(measure bool) (n int, err error) {
 // stamp fills b with words that tell the place, the generation and their own offset.
 func stamp(b []byte, place uint64, generation uint32) {
 	for off := 0; off+8 <= len(b); off += 8 {
-		binary.LittleEndian.PutUint64(b[off:], place<<40^uint64(generation)<<20^uint64(off)) //nolint:gosec // G115: an offset
+		binary.LittleEndian.PutUint64(b[off:], place<<40^uint64(generation)<<20^uint64(off))
 	}
 }
 
@@ -389,7 +389,7 @@ func checkStamp(b []byte, place uint64, generation uint32) error {
 		return nil
 	}
 	for off := 0; off+8 <= len(b); off += 8 {
-		want := place<<40 ^ uint64(generation)<<20 ^ uint64(off) //nolint:gosec // G115: an offset
+		want := place<<40 ^ uint64(generation)<<20 ^ uint64(off)
 		if got := binary.LittleEndian.Uint64(b[off:]); got != want {
 			return fmt.Errorf("verify: request %d, byte %d: read %#x, want %#x: the device returned other data than was written", place, off, got, want)
 		}

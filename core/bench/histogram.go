@@ -17,9 +17,9 @@ type Histogram struct {
 const subBits = 5
 
 func bucket(d time.Duration) int {
-	v := uint64(max(d, 0)) //nolint:gosec // G115: not negative
+	v := uint64(max(d, 0))
 	if v < 1<<subBits {
-		return int(v) //nolint:gosec // G115: small
+		return int(v)
 	}
 	e := bits.Len64(v) - subBits - 1
 	return (e+1)<<subBits + int(v>>e) - 1<<subBits //nolint:gosec // G115: at most 64 << subBits

@@ -33,6 +33,16 @@ func (d *Device) current() *live {
 	return d.cur
 }
 
+// PID is the process number of the present plugin instance; 0: there is none, or it does not tell.
+func (d *Device) PID() int {
+	if l := d.current(); l != nil {
+		if p, ok := l.inst.(interface{ PID() int }); ok {
+			return p.PID()
+		}
+	}
+	return 0
+}
+
 func newLive(inst Instance) *live {
 	return &live{inst: inst, since: time.Now(), gone: make(chan struct{})}
 }

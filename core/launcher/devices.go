@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/virtplug/virtplug/core/config"
+	"github.com/virtplug/virtplug/core/control"
 	"github.com/virtplug/virtplug/core/device"
 	"github.com/virtplug/virtplug/sdk/pluginrpc"
 	pluginv1 "github.com/virtplug/virtplug/sdk/proto/v1"
@@ -113,6 +114,23 @@ func (r *run) open(ctx context.Context) error {
 		}()
 		r.undo.add(func() error { stop(); <-done; return nil })
 	}
+	return nil
+}
+
+// serveControl lets other processes ask and command the VM until it ends.
+func (r *run) serveControl(dir, machine string) error {
+	vm := control.VM{
+		Name: r.o.VM.Name, Machine: machine, MemoryBytes: r.o.VM.MemoryBytes, Devices: r.devices,
+		Stop: func() { r.cancel(errQuit) },
+	}
+	for _, d := range r.o.VM.Devices {
+		vm.Types = append(vm.Types, d.Plugin.Name)
+	}
+	s, err := control.Serve(dir, vm, r.o.Log)
+	if err != nil {
+		return err
+	}
+	r.undo.add(s.Close)
 	return nil
 }
 

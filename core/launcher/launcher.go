@@ -25,7 +25,7 @@ var (
 	ErrMachine = errors.New("the guest cannot run")
 )
 
-// errQuit is the cause of a stop that the user asked for at the terminal.
+// errQuit is the cause of a stop that the user asked for, at the terminal or by the control socket.
 var errQuit = errors.New("the user asked to quit")
 
 // Plugins opens devices' files and starts plugin instances; Host is the real one.
@@ -92,7 +92,7 @@ type Outcome struct {
 	Machine string
 	// Failed are the devices that had failed for good when the guest ended.
 	Failed []string
-	// Quit: the user asked to quit at the terminal.
+	// Quit: the user asked for the end, at the terminal or by `virtplug stop`.
 	Quit bool
 }
 
@@ -137,6 +137,9 @@ func Run(ctx context.Context, o Options) (out Outcome, err error) {
 			out.Reason = machine.Stopped
 			return out, nil
 		}
+		return out, err
+	}
+	if err := r.serveControl(dir.path, chosen.Name); err != nil {
 		return out, err
 	}
 	for {

@@ -133,9 +133,9 @@ func (q *Queue) notifications(give func(kick, call *os.File) error) error {
 	if err != nil {
 		return errors.Join(err, kick.Close())
 	}
-	q.fd = int(kick.Fd()) //nolint:gosec // G115: a descriptor
+	q.fd = int(kick.Fd())
 	q.kick = kick
-	ours := int(call.Fd()) //nolint:gosec // G115: a descriptor
+	ours := int(call.Fd())
 	wait, err := unix.FcntlInt(uintptr(ours), unix.F_DUPFD_CLOEXEC, 3)
 	if err != nil {
 		return errors.Join(os.NewSyscallError("fcntl", err), call.Close())
@@ -147,7 +147,7 @@ func (q *Queue) notifications(give func(kick, call *os.File) error) error {
 	if err != nil {
 		return errors.Join(os.NewSyscallError("fcntl", err), call.Close())
 	}
-	return give(os.NewFile(uintptr(theirs), "kick"), call) //nolint:gosec // G115: a descriptor
+	return give(os.NewFile(uintptr(theirs), "kick"), call)
 }
 
 func (q *Queue) close() error {

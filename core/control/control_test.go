@@ -1,0 +1,132 @@
+package control_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+	"testing"
+
+	"github.com/hashicorp/go-hclog"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/virtplug/virtplug/core/control"
+	controlv1 "github.com/virtplug/virtplug/core/control/v1"
+	"github.com/virtplug/virtplug/core/device"
+	"github.com/virtplug/virtplug/sdk/virtio"
+)
+
+// serve serves a VM without devices that run, below root; it is enough for everything but a plugin's own answers.
+func serve(t *testing.T, root, name string, stopped *atomic.Bool) *control.Server {
+	t.Helper()
+	dir := filepath.Join(root, name)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	d := device.New(device.Options{Name: "vda", DeviceID: virtio.IDBlock})
+	s, err := control.Serve(dir, control.VM{
+		Name: name, Machine: "uml", MemoryBytes: 1 << 20, Devices: []*device.Device{d}, Types: []string{"block"},
+		Stop: func() { stopped.Store(true) },
+	}, hclog.NewNullLogger())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := errors.Join(s.Close(), d.Close()); err != nil {
+			t.Error(err)
+		}
+	})
+	return s
+}
+
+func shortRoot(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("/tmp", "vc") //nolint:usetesting // the test's own is too long for the paths of sockets
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	return dir
+}
+
+func TestARunningVMIsFoundAskedAndStopped(t *testing.T) {
+	t.Parallel()
+	root := shortRoot(t)
+	var stopped atomic.Bool
+	serve(t, root, "one", &stopped)
+	serve(t, root, "two", new(atomic.Bool))
+	c, err := control.Find(t.Context(), root, "one")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close() //nolint:errcheck // read only
+	if d := c.Description; d.GetName() != "one" || int(d.GetPid()) != os.Getpid() || len(d.GetDevices()) != 1 || d.GetDevices()[0].GetState() != "new" {
+		t.Errorf("described as %v", d)
+	}
+	if _, err := c.Stop(t.Context(), &controlv1.StopRequest{}); err != nil || !stopped.Load() {
+		t.Errorf("Stop = %v, stopped %v", err, stopped.Load())
+	}
+	info, err := os.Stat(filepath.Join(root, "one", control.SocketName))
+	if err != nil || info.Mode().Perm()&0o077 != 0 {
+		t.Errorf("the socket is open to others: %v, %v", info.Mode(), err)
+	}
+}
+
+func TestErrorsTellWhatThereIs(t *testing.T) {
+	t.Parallel()
+	root := shortRoot(t)
+	if _, err := control.Find(t.Context(), root, "one"); !errors.Is(err, control.ErrNoVM) {
+		t.Errorf("Find in an empty root = %v", err)
+	}
+	if _, err := control.Find(t.Context(), filepath.Join(root, "none"), "one"); !errors.Is(err, control.ErrNoVM) {
+		t.Errorf("Find without a root = %v", err)
+	}
+	serve(t, root, "one", new(atomic.Bool))
+	_, err := control.Find(t.Context(), root, "other")
+	if !errors.Is(err, control.ErrNoVM) {
+		t.Errorf("Find of another = %v", err)
+	}
+	c, err := control.Find(t.Context(), root, "one")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close() //nolint:errcheck // read only
+	for _, r := range []struct {
+		req  *controlv1.CommandRequest
+		want codes.Code
+	}{
+		{&controlv1.CommandRequest{Device: "nope", Name: "resize"}, codes.NotFound},
+		{&controlv1.CommandRequest{Device: "vda", Name: "resize", ArgsJson: "{"}, codes.InvalidArgument},
+		{&controlv1.CommandRequest{Device: "vda", Name: "resize"}, codes.Unavailable},
+	} {
+		if _, err := c.Command(t.Context(), r.req); status.Code(err) != r.want {
+			b, _ := json.Marshal(r.req)
+			t.Errorf("%s: %v, want %v", b, err, r.want)
+		}
+	}
+}
+
+func TestADeadLaunchersSocketIsPassedOver(t *testing.T) {
+	t.Parallel()
+	root := shortRoot(t)
+	serve(t, root, "one", new(atomic.Bool))
+	dead := filepath.Join(root, "dead")
+	if err := os.Mkdir(dead, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dead, control.SocketName), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	clients, errs := control.All(context.Background(), root)
+	if len(clients) != 1 || len(errs) != 1 {
+		t.Errorf("%d clients, errors %v: want one each", len(clients), errs)
+	}
+	for _, c := range clients {
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
