@@ -20,15 +20,34 @@ var ErrWouldBlock = errors.New("would block")
 // ReadAt fills bufs from byte offset off of fd. n is how many bytes were read, also on error; at the end of the file the
 // error is io.EOF. Interrupted and short calls go on. Otherwise the error is a unix.Errno.
 func (v *IO) ReadAt(fd int, bufs [][]byte, off int64) (n int, err error) {
+	return v.all(fd, bufs, off, false)
+}
+
+// WriteAt writes bufs to fd at byte offset off. n is how many bytes were written, also on error. Interrupted and short
+// calls go on; a call that writes nothing is io.ErrShortWrite. Otherwise the error is a unix.Errno.
+func (v *IO) WriteAt(fd int, bufs [][]byte, off int64) (n int, err error) {
+	return v.all(fd, bufs, off, true)
+}
+
+// all calls the kernel until everything is transferred.
+func (v *IO) all(fd int, bufs [][]byte, off int64, write bool) (n int, err error) {
 	for v.vec.Set(bufs, n) > 0 {
-		k, e := v.vec.Preadv2(fd, off+int64(n), 0)
+		var k int
+		var e unix.Errno
+		stuck := io.EOF
+		if write {
+			stuck = io.ErrShortWrite
+			k, e = v.vec.Pwritev2(fd, off+int64(n), 0)
+		} else {
+			k, e = v.vec.Preadv2(fd, off+int64(n), 0)
+		}
 		switch {
 		case e == unix.EINTR:
 			continue
 		case e != 0:
 			return n, e
 		case k == 0:
-			return n, io.EOF
+			return n, stuck
 		}
 		n += k
 	}
@@ -47,24 +66,6 @@ func (v *IO) ReadNowait(fd int, bufs [][]byte, off int64) (n int, err error) {
 		return 0, e
 	case n < want:
 		return n, ErrWouldBlock
-	}
-	return n, nil
-}
-
-// WriteAt writes bufs to fd at byte offset off. n is how many bytes were written, also on error. Interrupted and short
-// calls go on; a call that writes nothing is io.ErrShortWrite. Otherwise the error is a unix.Errno.
-func (v *IO) WriteAt(fd int, bufs [][]byte, off int64) (n int, err error) {
-	for v.vec.Set(bufs, n) > 0 {
-		k, e := v.vec.Pwritev2(fd, off+int64(n), 0)
-		switch {
-		case e == unix.EINTR:
-			continue
-		case e != 0:
-			return n, e
-		case k == 0:
-			return n, io.ErrShortWrite
-		}
-		n += k
 	}
 	return n, nil
 }
