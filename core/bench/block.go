@@ -89,6 +89,8 @@ func RunBlock(ctx context.Context, m *loopback.Machine, l BlockLoad) (BlockResul
 	if l.RequestBytes <= 0 || l.RequestBytes%virtio.SectorSize != 0 || uint64(l.RequestBytes) > l.SpanBytes {
 		return BlockResult{}, fmt.Errorf("bench block: request of %d bytes: want a multiple of %d that fits the disk's %d", l.RequestBytes, virtio.SectorSize, capacity)
 	}
+	mark := m.Arena().Mark()
+	defer func() { m.Arena().Rewind(mark) }() // nothing is in flight when a worker has ended
 	workers := make([]*blockWorker, 0, len(m.Queues()))
 	for i, q := range m.Queues() {
 		w, err := newBlockWorker(m, q, l, i, len(m.Queues()))

@@ -6,7 +6,7 @@ import (
 	"github.com/virtplug/virtplug/sdk/guestmem"
 )
 
-// Arena hands out pieces of guest memory, ascending, and never takes them back. Not safe for concurrent use.
+// Arena hands out pieces of guest memory, ascending; Rewind takes all since a Mark back. Not safe for concurrent use.
 type Arena struct {
 	mem    *guestmem.Memory
 	region int
@@ -33,6 +33,18 @@ func (a *Arena) Alloc(n, align int) (guestmem.GPA, error) {
 	}
 	return 0, fmt.Errorf("allocate guest memory: %d bytes: none left", n)
 }
+
+// Mark is how far an arena had been handed out.
+type Mark struct {
+	region int
+	next   guestmem.GPA
+}
+
+// Mark remembers how far the arena is handed out.
+func (a *Arena) Mark() Mark { return Mark{a.region, a.next} }
+
+// Rewind takes back all that was handed out since m; nobody may use it any more.
+func (a *Arena) Rewind(m Mark) { a.region, a.next = m.region, m.next }
 
 // Buffer allocates n bytes and returns them as a buffer.
 func (a *Arena) Buffer(n int) (Buffer, error) {
