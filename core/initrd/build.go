@@ -108,6 +108,7 @@ func addSkeleton(t tree, o Options) error {
 	if err := errors.Join(
 		t.put("tmp", entry{mode: typeDir | 0o1777}),
 		t.put("dev/console", entry{mode: typeChar | 0o600, major: 5, minor: 1}),
+		t.put("run/never", entry{mode: typeFIFO | 0o600}),
 		t.put("dev/null", entry{mode: typeChar | 0o666, major: 1, minor: 3}),
 		t.put("etc/hostname", entry{mode: typeRegular | 0o644, data: []byte(hostname + "\n")}),
 		t.put("sbin/init", entry{mode: typeSymlink | 0o777, data: []byte("/init")}),

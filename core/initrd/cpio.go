@@ -12,6 +12,7 @@ import (
 // File types of st_mode, as in the archive's headers (Linux, Documentation/driver-api/early-userspace/buffer-format.rst).
 const (
 	typeMask    = 0o170000
+	typeFIFO    = 0o010000
 	typeDir     = 0o040000
 	typeChar    = 0o020000
 	typeRegular = 0o100000
