@@ -1,0 +1,116 @@
+package guest_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+
+	"github.com/virtplug/virtplug/core/initrd"
+)
+
+// programs are built once, from the sources that are tested.
+type programs struct {
+	// dir holds virtplug and the plugins, as bin/ does.
+	dir string
+	// initrd is the RAM disk for all tests: a shell on each console, e2fsprogs, and data under /test.
+	initrd string
+	// data is the host's copy of /test/data.
+	data string
+	// missing is what this machine lacks; nil: nothing.
+	missing error
+}
+
+var built programs
+
+func TestMain(m *testing.M) {
+	os.Exit(testMain(m))
+}
+
+func testMain(m *testing.M) int {
+	dir, err := os.MkdirTemp("", "virtplug-guest-")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer os.RemoveAll(dir) //nolint:errcheck // a temporary directory
+	built, err = build(context.Background(), dir)
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "tests/guest: %v\n", err)
+		return 1
+	}
+	return m.Run()
+}
+
+// build makes the programs and the RAM disk.
+func build(ctx context.Context, dir string) (programs, error) {
+	p := programs{dir: filepath.Join(dir, "bin"), initrd: filepath.Join(dir, "initrd.gz"), data: filepath.Join(dir, "data")}
+	if err := os.Mkdir(p.dir, 0o700); err != nil {
+		return p, err
+	}
+	for name, pkg := range map[string]string{
+		"virtplug": "cmd/virtplug", "virtplug-plugin-block": "plugins/block", "virtplug-plugin-console": "plugins/console",
+	} {
+		if err := goBuild(ctx, "../..", filepath.Join(p.dir, name), "./"+pkg); err != nil {
+			return p, err
+		}
+	}
+	if err := os.WriteFile(p.data, pattern(1, 3<<20), 0o600); err != nil {
+		return p, err
+	}
+	if p.missing = needs(); p.missing != nil {
+		return p, nil //nolint:nilerr // then the tests are skipped
+	}
+	return p, initrd.BuildFile(ctx, p.initrd, initrd.Options{Add: []initrd.File{
+		{Host: "/sbin/mke2fs"}, {Host: p.data, Guest: "/test/data"},
+	}})
+}
+
+// needs tells what the machine lacks.
+func needs() error {
+	var errs []error
+	if _, err := initrd.DefaultKernel(); err != nil {
+		errs = append(errs, err)
+	}
+	for _, program := range []string{"/sbin/mke2fs", "/sbin/e2fsck", "/sbin/debugfs"} {
+		if _, err := os.Stat(program); err != nil {
+			errs = append(errs, fmt.Errorf("no %s: install the Debian package e2fsprogs", program))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// goBuild builds a program as `make build` does.
+func goBuild(ctx context.Context, dir, output, pkg string) error {
+	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-o", output, pkg) //nolint:gosec // G204: packages that the tests name
+	cmd.Dir = dir
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("go build %s: %w\n%s", pkg, err, out)
+	}
+	return nil
+}
+
+// need skips a test, loudly, if the machine lacks something.
+func need(t *testing.T) {
+	t.Helper()
+	if built.missing != nil {
+		t.Skipf("MISSING: %v", built.missing)
+	}
+}
+
+// pattern makes n bytes that differ by seed and position: another byte, or one in another place, is seen.
+func pattern(seed uint64, n int) []byte {
+	b := make([]byte, n)
+	x := seed*0x9e3779b97f4a7c15 | 1
+	for i := range b {
+		x ^= x << 13
+		x ^= x >> 7
+		x ^= x << 17
+		b[i] = byte(x >> 32 & 0xff)
+	}
+	return b
+}

@@ -1,0 +1,79 @@
+#!/bin/sh
+# Installs the Debian packages that a task needs and the machine lacks, and says what and why.
+# Usage: tools/deps.sh TASK…    tasks: guest (User-Mode Linux with our devices), race (the race detector), generate (protoc)
+# Needs root or sudo only if something is missing.
+set -eu
+
+missing='' reasons=''
+# need FILE-OR-COMMAND PACKAGE WHY
+need() {
+	case $1 in
+	/*) [ -e "$1" ] && return ;;
+	*) PATH="$PATH:/usr/sbin:/sbin" command -v "$1" >/dev/null 2>&1 && return ;;
+	esac
+	missing="$missing $2"
+	reasons="$reasons
+  $2: $3"
+}
+# A busybox is there on most machines, but not always a static one.
+static_busybox() {
+	for b in /bin/busybox /usr/bin/busybox; do
+		if [ -x "$b" ] && ! grep -qa '/ld-linux' "$b" 2>/dev/null; then
+			echo "$b"
+			return
+		fi
+	done
+	echo no-static-busybox
+}
+
+for task in "$@"; do
+	case $task in
+	guest)
+		need linux.uml user-mode-linux "the kernel that runs as an ordinary program: boots a guest without KVM and without root"
+		need "$(static_busybox)" busybox-static "the guest's commands, in one static program"
+		need mke2fs e2fsprogs "makes the guest's disk image and checks it afterwards"
+		need debugfs e2fsprogs "reads files out of the guest's disk image without mounting it"
+		;;
+	race)
+		need gcc gcc "Go's race detector links with it"
+		need /usr/include/stdlib.h libc6-dev "Go's race detector links with it"
+		;;
+	generate)
+		need protoc protobuf-compiler "generates the Go code of the plugin contract"
+		;;
+	*)
+		echo "tools/deps.sh: $task: unknown task; want guest, race or generate" >&2
+		exit 2
+		;;
+	esac
+done
+[ -n "$missing" ] || exit 0
+
+packages=$(printf '%s\n' $missing | sort -u | tr '\n' ' ')
+echo "Missing Debian packages:$(printf '%s' "$reasons" | sort -u)"
+
+root=
+if [ "$(id -u)" -ne 0 ]; then
+	root=sudo
+fi
+if ! command -v apt-get >/dev/null 2>&1; then
+	echo "tools/deps.sh: there is no apt-get here; install what corresponds to: $packages" >&2
+	exit 1
+fi
+if [ -n "$root" ]; then
+	if ! command -v sudo >/dev/null 2>&1 || { ! [ -t 0 ] && ! sudo -n true 2>/dev/null; }; then
+		echo "tools/deps.sh: installing needs root, and sudo cannot be used here. As root, run:" >&2
+		echo "    apt-get update && apt-get install --no-install-recommends $packages" >&2
+		exit 1
+	fi
+fi
+echo "Installing: $packages"
+$root apt-get -q update </dev/null || {
+	echo "tools/deps.sh: apt-get update failed; is the network there?" >&2
+	exit 1
+}
+# shellcheck disable=SC2086 # a list of words
+$root env DEBIAN_FRONTEND=noninteractive apt-get -qy install --no-install-recommends $packages </dev/null || {
+	echo "tools/deps.sh: could not install: $packages" >&2
+	exit 1
+}
