@@ -82,7 +82,8 @@ func (e *Env) Notice(message string, facts map[string]string) {
 type Spec struct {
 	// Features are the device type's own bits; the SDK adds the ring's.
 	Features virtio.Features
-	// QueueSizes is the largest size of each virtqueue, in entries: powers of two, at most 32768.
+	// QueueSizes is the size of each virtqueue that the driver is offered, in entries: powers of two, at most 32768. Some
+	// front-ends cannot be told and take another (User-Mode Linux: 256), larger or smaller.
 	QueueSizes []uint16
 }
 

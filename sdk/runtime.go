@@ -132,7 +132,7 @@ func (r *deviceRuntime) adopt(dev Device, withheld virtio.Features) (pluginrpc.O
 		if !pluginrpc.ValidQueueSize(uint32(n)) {
 			return pluginrpc.Offer{}, fmt.Errorf("spec: queue %d: size %d: want a power of two, at most %d", i, n, virtio.QueueSizeMax)
 		}
-		queues[i] = &queueSlot{index: i, maxSize: n}
+		queues[i] = &queueSlot{index: i}
 	}
 	config, err := configOf(dev)
 	if err != nil {

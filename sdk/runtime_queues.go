@@ -11,13 +11,13 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/virtplug/virtplug/sdk/pluginrpc"
+	"github.com/virtplug/virtplug/sdk/virtio"
 	"github.com/virtplug/virtplug/sdk/virtq"
 )
 
 // queueSlot is one virtqueue of the device through its starts and stops. Fields change under both ctl and mu of the runtime.
 type queueSlot struct {
-	index   int
-	maxSize uint16
+	index int
 
 	q      *Queue               // running, or stuck in stopping
 	paused bool                 // stopped by Pause, to be started by Resume
@@ -111,8 +111,8 @@ func (r *deviceRuntime) startable(op string, s *queueSlot, size uint16) error {
 		return outOfOrder(op, "the device is paused")
 	case s.broken != "":
 		return outOfOrder(op, "it is broken until reset: "+s.broken)
-	case !pluginrpc.ValidQueueSize(uint32(size)) || size > s.maxSize:
-		return fmt.Errorf("%s: %w: size %d: want a power of two, at most %d", op, pluginrpc.ErrInvalid, size, s.maxSize)
+	case !pluginrpc.ValidQueueSize(uint32(size)):
+		return fmt.Errorf("%s: %w: size %d: want a power of two, at most %d", op, pluginrpc.ErrInvalid, size, virtio.QueueSizeMax)
 	}
 	return nil
 }

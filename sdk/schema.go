@@ -26,6 +26,7 @@ import (
 // and may have
 //
 //	default:"64MiB"         the value if it is not given, written as a user would; []string: a JSON array
+//	several:"1MiB"          the same in a VM with several devices of the plugin
 //	help:"…"                one or two sentences for the reference
 //	oneof:"a|b"             a string's allowed values
 //	min:"1" max:"8"         inclusive bounds of a number, size or duration; of a slice of structs: how many blocks
@@ -325,6 +326,19 @@ func parseDefault(a *pluginv1.Attribute, sf reflect.StructField) error {
 	if !ok {
 		return nil
 	}
+	text, err := defaultJSON(a, sf, v)
+	if err != nil {
+		return err
+	}
+	a.DefaultJson = text
+	if v, ok := sf.Tag.Lookup("several"); ok {
+		a.DefaultSeveralJson, err = defaultJSON(a, sf, v)
+	}
+	return err
+}
+
+// defaultJSON is a default as it is written in a tag.
+func defaultJSON(a *pluginv1.Attribute, sf reflect.StructField, v string) (string, error) {
 	text := []byte(v)
 	switch a.GetType() { //nolint:exhaustive // the rest is written as in JSON
 	case pluginv1.AttributeType_ATTRIBUTE_TYPE_STRING:
@@ -332,15 +346,14 @@ func parseDefault(a *pluginv1.Attribute, sf reflect.StructField) error {
 	case pluginv1.AttributeType_ATTRIBUTE_TYPE_INT, pluginv1.AttributeType_ATTRIBUTE_TYPE_SIZE, pluginv1.AttributeType_ATTRIBUTE_TYPE_DURATION:
 		n, err := parseNumber(a.GetType(), v)
 		if err != nil {
-			return fmt.Errorf("default: %w", err)
+			return "", fmt.Errorf("default: %w", err)
 		}
 		text = strconv.AppendInt(nil, n, 10)
 	}
 	if msg := decodeValue(a, text, reflect.New(sf.Type).Elem()); msg != "" {
-		return fmt.Errorf("default %q: %s", v, msg)
+		return "", fmt.Errorf("default %q: %s", v, msg)
 	}
-	a.DefaultJson = string(text)
-	return nil
+	return string(text), nil
 }
 
 func parseAccess(tag string) (*pluginv1.FileAccess, error) {

@@ -55,7 +55,7 @@ directory, $XDG_DATA_HOME/virtplug/plugins, virtplug/plugins in each of $XDG_DAT
 		},
 	}
 	describe.Flags().BoolVar(&describeJSON, "json", false, "print JSON")
-	cmd.AddCommand(list, describe)
+	cmd.AddCommand(list, describe, a.pluginCheckCommand())
 	return group(cmd)
 }
 

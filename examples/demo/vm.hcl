@@ -14,7 +14,4 @@ device "block" "vda" {
 # The console that you type at: /dev/hvc0, served by the program virtplug-plugin-console.
 device "console" "con0" {
   backend = "stdio"
-
-  # With several ports the guest tells when it has opened one, so nothing that is typed (or piped) early is lost.
-  multiport = true
 }

@@ -321,6 +321,7 @@ func TestControlFloodWithoutReceiveBuffers(t *testing.T) {
 		g.say(0, virtio.ConsoleDeviceReady, 1)
 		g.say(0, virtio.ConsolePortReady, 1)
 	}
+	eventually(t, "the flood is taken", func() bool { return g.rings[virtio.ConsoleQueueControlTx].used() == 2*5000 })
 	if n := len(script(g.heard(1))); n == 0 || n > unsentMax {
 		t.Errorf("%d messages", n)
 	}

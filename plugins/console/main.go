@@ -21,8 +21,11 @@ import (
 	"github.com/virtplug/virtplug/sdk/virtio"
 )
 
-func main() {
-	sdk.Main(sdk.Plugin[settings]{
+func main() { sdk.Main(plugin()) }
+
+// plugin describes the device type.
+func plugin() sdk.Plugin[settings] {
+	return sdk.Plugin[settings]{
 		Name:        "console",
 		Version:     "0.1.0",
 		Device:      virtio.IDConsole,
@@ -31,5 +34,5 @@ func main() {
 			Name: "resize", Description: "Change a console's size.", Args: resizeArgs{},
 		}},
 		New: newConsole,
-	})
+	}
 }

@@ -81,7 +81,7 @@ func (p *prepared) block(schema *pluginv1.Schema, members map[string]any, prefix
 			return fmt.Errorf("setting %s: %w", prefix+a.GetName(), err)
 		}
 		p.files = append(p.files, f)
-		p.settings.Files = append(p.settings.Files, pluginrpc.FileGrant{Attribute: prefix + a.GetName(), FD: int(f.Fd())}) //nolint:gosec // G115: a descriptor
+		p.settings.Files = append(p.settings.Files, pluginrpc.FileGrant{Attribute: prefix + a.GetName(), FD: int(f.Fd())})
 	}
 	for _, b := range schema.GetBlocks() {
 		items, _ := members[b.GetName()].([]any)

@@ -74,19 +74,22 @@ func (t *runner) plainMachine() *machine {
 // makeMemory makes fresh memory: several regions, at offsets of the file that are not in the order of their addresses.
 func (m *machine) makeMemory(l layout) {
 	t := m.t
-	n := uint64(max(1, len(m.offer.QueueSizes))) //nolint:gosec // G115: at most 1024
-	size := uint64(max(m.size, defaultSize))
+	n := uint64(max(1, len(m.offer.QueueSizes)))
+	size := uint64(defaultSize)
+	for _, most := range m.offer.QueueSizes {
+		size = max(size, uint64(min(most, m.size)))
+	}
 	// A queue needs its rings and its tables, and a reset makes others; sparse, so generous.
 	ringBytes := (n*(size*(32+16*indirectEntries)+4*guestmem.PageSize)*32 + mib) &^ (mib - 1)
 	half := n * slabBytes / 2 * 32
 	half = (half + mib) &^ (mib - 1)
 	m.file = t.memfd(int64(mib + ringBytes + 2*half)) //nolint:gosec // G115: small
-	fd := int(m.file.Fd())                            //nolint:gosec // G115: a descriptor
+	fd := int(m.file.Fd())
 	const low, high = 0x10_0000, 0x1_0000_0000
 	m.regions = []guestmem.MapRegion{
-		{Start: low + l.shift, Size: half, FD: fd, Offset: int64(mib + ringBytes + half)},   //nolint:gosec // G115: small
-		{Start: low + l.shift + guestmem.GPA(half), Size: half, FD: fd, Offset: int64(mib)}, //nolint:gosec // G115: small
-		{Start: high + l.shift, Size: ringBytes, FD: fd, Offset: int64(mib + half)},         //nolint:gosec // G115: small
+		{Start: low + l.shift, Size: half, FD: fd, Offset: int64(mib + ringBytes + half)}, //nolint:gosec // G115: small
+		{Start: low + l.shift + guestmem.GPA(half), Size: half, FD: fd, Offset: int64(mib)},
+		{Start: high + l.shift, Size: ringBytes, FD: fd, Offset: int64(mib + half)}, //nolint:gosec // G115: small
 	}
 	mem, err := guestmem.Map(m.regions)
 	t.must("map guest memory", err)
@@ -103,7 +106,7 @@ func (m *machine) makeMemory(l layout) {
 func (t *runner) memfd(size int64) *os.File {
 	fd, err := unix.MemfdCreate("virtplug-check", unix.MFD_CLOEXEC)
 	t.must("memfd", err)
-	f := os.NewFile(uintptr(fd), "memfd") //nolint:gosec // G115: a descriptor
+	f := os.NewFile(uintptr(fd), "memfd")
 	t.Cleanup(func() { _ = f.Close() })
 	t.must("memfd", f.Truncate(size))
 	return f

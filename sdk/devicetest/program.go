@@ -20,12 +20,15 @@ import (
 // maxTempDir leaves room for the name of go-plugin's socket: a socket's path has at most 107 bytes.
 const maxTempDir = 50
 
+// killAfter is a little less than what go-plugin's Kill waits for a process to end by itself.
+const killAfter = 1900 * time.Millisecond
+
 // Program makes instances by starting the plugin at path, which must be absolute, as a launcher does: each is a process of
 // its own. env is added to the little environment that a plugin has.
 func Program(path string, env ...string) Opener {
 	return func(_ context.Context, log hclog.Logger) (Target, error) {
-		p := &program{path: path}
-		if err := p.start(log, env); err != nil {
+		p := &program{path: path, env: env}
+		if err := p.start(log); err != nil {
 			return nil, fmt.Errorf("start %s: %w%s", path, errors.Join(err, p.Close()), p.lastWords())
 		}
 		return p, nil
@@ -40,13 +43,18 @@ type program struct {
 	host   *plugin.Client
 	cmd    *exec.Cmd
 	socket *pluginrpc.Socket
+	env    []string
 	stderr tail
+
+	// How it ended.
+	killed bool     // it did not end by itself
+	left   []string // sockets that it did not remove
 
 	closeOnce sync.Once
 	closeErr  error
 }
 
-func (p *program) start(log hclog.Logger, env []string) error {
+func (p *program) start(log hclog.Logger) error {
 	var err error
 	parent := os.TempDir()
 	if len(parent) > maxTempDir {
@@ -61,7 +69,7 @@ func (p *program) start(log hclog.Logger, env []string) error {
 	}
 	defer child.Close()                                       //nolint:errcheck // its copy is the plugin's
 	p.cmd = exec.CommandContext(context.Background(), p.path) //nolint:gosec // G204: the program to be tested; Close ends it
-	p.cmd.Env = append([]string{"TMPDIR=" + p.dir}, env...)   // go-plugin adds the cookie
+	p.cmd.Env = append([]string{"TMPDIR=" + p.dir}, p.env...) // go-plugin adds the cookie
 	p.cmd.ExtraFiles, p.cmd.Dir = []*os.File{child}, p.dir    // it cannot rely on a directory
 	p.host = plugin.NewClient(&plugin.ClientConfig{
 		HandshakeConfig: pluginrpc.Handshake(), Plugins: pluginrpc.LauncherPlugins(p.socket),
@@ -88,7 +96,10 @@ func (p *program) start(log hclog.Logger, env []string) error {
 func (p *program) Close() error {
 	p.closeOnce.Do(func() {
 		if p.host != nil {
+			begin := time.Now()
 			p.host.Kill()
+			p.killed = time.Since(begin) > killAfter
+			p.left = leftIn(p.dir)
 		}
 		if p.socket != nil {
 			p.closeErr = p.socket.Close()

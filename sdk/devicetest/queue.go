@@ -66,7 +66,7 @@ func (q *queue) request(next uint16) pluginrpc.QueueStart {
 	d, a, u := q.ring.Areas()
 	return pluginrpc.QueueStart{
 		Index: q.index, Size: q.size, DescArea: d, DriverArea: a, DeviceArea: u, NextAvail: next,
-		Kick: int(q.kick.Fd()), Call: int(q.call.Fd()), Inflight: int(q.inflight.Fd()), //nolint:gosec // G115: descriptors
+		Kick: int(q.kick.Fd()), Call: int(q.call.Fd()), Inflight: int(q.inflight.Fd()),
 	}
 }
 
@@ -139,7 +139,7 @@ func (q *queue) inflightCount() int {
 }
 
 func (q *queue) signal() {
-	q.t.must("kick", eventfd.Signal(int(q.kick.Fd()))) //nolint:gosec // G115: a descriptor
+	q.t.must("kick", eventfd.Signal(int(q.kick.Fd())))
 }
 
 // publish shows the device what send put in, and kicks it if it wants that.
@@ -219,7 +219,7 @@ func (q *queue) reap() (n int) {
 			q.t.Errorf("queue %d: head %d: used.len %d, but the chain has %d device-writable bytes (2.7.8.2)", q.index, id, length, f.room)
 		}
 		q.untouched(f)
-		delete(q.flight, uint16(id)) //nolint:gosec // G115: compared above
+		delete(q.flight, uint16(id))
 		q.ring.Used()
 		q.seen++
 		q.done++

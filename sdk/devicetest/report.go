@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -151,7 +152,7 @@ func newSuite(ctx context.Context, open Opener, o Options) (*suite, error) {
 
 // keeps tells whether a queue of a device type is for input, or for events, so that its chains wait for them.
 func keeps(id virtio.DeviceID, queue int) bool {
-	switch id {
+	switch id { //nolint:exhaustive // the others have queues for requests only
 	case virtio.IDNet, virtio.IDConsole: // receiveq1, transmitq1, … (5.1.2, 5.3.2)
 		return queue%2 == 0
 	case virtio.IDSocket: // rx, tx, event (5.10.2)
@@ -183,8 +184,8 @@ func (s *suite) run(ctx context.Context, c Case) (res Result) {
 	t := &runner{suite: s, ctx: ctx}
 	t.logger = hclog.New(&hclog.LoggerOptions{Level: hclog.Warn, Output: &t.log})
 	t.protect(func() { c.run(t) })
-	for i := len(t.cleanups) - 1; i >= 0; i-- {
-		t.protect(t.cleanups[i])
+	for _, f := range slices.Backward(t.cleanups) {
+		t.protect(f)
 	}
 	res.Duration = time.Since(begin)
 	switch {

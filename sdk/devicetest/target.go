@@ -57,11 +57,15 @@ func InProcess[C any](p sdk.Plugin[C]) Opener {
 	}
 }
 
-// inProcess is a Target without gRPC and descriptor socket between. It gives away copies of descriptors, as a socket does.
+// inProcess is a Target without gRPC and descriptor socket between. It gives away copies of descriptors, as a socket does, and
+// its errors are what would come out at the other end.
 type inProcess struct {
 	pluginrpc.Service
 	instance *sdk.Instance
 }
+
+// across is an error as a launcher sees it.
+func across(op string, err error) error { return pluginrpc.FromStatus(op, pluginrpc.ToStatus(err)) }
 
 func (p *inProcess) Describe(context.Context) (*pluginv1.DescribeResponse, error) {
 	d := p.Service.Describe()
@@ -78,7 +82,27 @@ func (p *inProcess) Configure(ctx context.Context, s pluginrpc.Settings) (plugin
 		files = append(files, pluginrpc.FileGrant{Attribute: f.Attribute, FD: fd})
 	}
 	s.Files = files
-	return p.Service.Configure(ctx, s)
+	o, err := p.Service.Configure(ctx, s)
+	return o, across("Configure", err)
+}
+
+func (p *inProcess) SetFeatures(ctx context.Context, f virtio.Features) ([]byte, error) {
+	b, err := p.Service.SetFeatures(ctx, f)
+	return b, across("SetFeatures", err)
+}
+
+func (p *inProcess) ReadConfig(ctx context.Context) ([]byte, error) {
+	b, err := p.Service.ReadConfig(ctx)
+	return b, across("ReadConfig", err)
+}
+
+func (p *inProcess) WriteConfig(ctx context.Context, offset int, data []byte) ([]byte, error) {
+	b, err := p.Service.WriteConfig(ctx, offset, data)
+	return b, across("WriteConfig", err)
+}
+
+func (p *inProcess) AttachMemory(ctx context.Context, regions []guestmem.MapRegion) error {
+	return across("AttachMemory", p.Service.AttachMemory(ctx, regions))
 }
 
 func (p *inProcess) StartQueue(ctx context.Context, q pluginrpc.QueueStart) (int, error) {
@@ -88,7 +112,31 @@ func (p *inProcess) StartQueue(ctx context.Context, q pluginrpc.QueueStart) (int
 			return 0, err
 		}
 	}
-	return p.Service.StartQueue(ctx, q)
+	n, err := p.Service.StartQueue(ctx, q)
+	return n, across("StartQueue", err)
+}
+
+func (p *inProcess) StopQueue(ctx context.Context, index int) (pluginrpc.QueueState, error) {
+	s, err := p.Service.StopQueue(ctx, index)
+	return s, across("StopQueue", err)
+}
+
+func (p *inProcess) Reset(ctx context.Context) error { return across("Reset", p.Service.Reset(ctx)) }
+
+func (p *inProcess) Pause(ctx context.Context) error { return across("Pause", p.Service.Pause(ctx)) }
+
+func (p *inProcess) Resume(ctx context.Context) error { return across("Resume", p.Service.Resume(ctx)) }
+
+func (p *inProcess) Health(ctx context.Context) error { return across("Health", p.Service.Health(ctx)) }
+
+func (p *inProcess) Statistics(ctx context.Context) (pluginrpc.Statistics, error) {
+	s, err := p.Service.Statistics(ctx)
+	return s, across("Statistics", err)
+}
+
+func (p *inProcess) Command(ctx context.Context, name string, args []byte) ([]byte, error) {
+	b, err := p.Service.Command(ctx, name, args)
+	return b, across("Command "+name, err)
 }
 
 func (p *inProcess) Events(ctx context.Context) (<-chan pluginrpc.Event, error) {
@@ -116,7 +164,7 @@ func (p *inProcess) Close() error {
 func (p *inProcess) PID() int { return os.Getpid() }
 
 func dup(fd int) (int, error) {
-	n, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 3) //nolint:gosec // G115: a descriptor
+	n, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 3)
 	if err != nil {
 		return -1, fmt.Errorf("descriptor %d: %w", fd, os.NewSyscallError("fcntl", err))
 	}

@@ -177,6 +177,8 @@ func checkAttribute(a *pluginv1.Attribute) error {
 		return errors.New("a file has no default")
 	case a.GetDefaultJson() != "" && (len(a.GetDefaultJson()) > maxMessage || !json.Valid([]byte(a.GetDefaultJson()))):
 		return errors.New("default: not JSON, or too long")
+	case a.GetDefaultSeveralJson() != "" && (a.GetDefaultJson() == "" || len(a.GetDefaultSeveralJson()) > maxMessage || !json.Valid([]byte(a.GetDefaultSeveralJson()))):
+		return errors.New("default for several devices: not JSON, too long, or without a default")
 	case a.Min != nil && a.Max != nil && a.GetMin() > a.GetMax():
 		return fmt.Errorf("min %d > max %d", a.GetMin(), a.GetMax())
 	case len(a.GetOneOf()) > maxOneOf:

@@ -388,9 +388,12 @@ type Attribute struct {
 	Min *int64 `protobuf:"varint,7,opt,name=min,proto3,oneof" json:"min,omitempty"`
 	Max *int64 `protobuf:"varint,8,opt,name=max,proto3,oneof" json:"max,omitempty"`
 	// For ATTRIBUTE_TYPE_FILE and ATTRIBUTE_TYPE_LISTENER: how the launcher opens it.
-	File          *FileAccess `protobuf:"bytes,9,opt,name=file,proto3" json:"file,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	File *FileAccess `protobuf:"bytes,9,opt,name=file,proto3" json:"file,omitempty"`
+	// JSON text of the value that holds instead of default_json in a VM with several devices of the plugin; empty: default_json.
+	// Of attributes outside blocks only.
+	DefaultSeveralJson string `protobuf:"bytes,10,opt,name=default_several_json,json=defaultSeveralJson,proto3" json:"default_several_json,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
 }
 
 func (x *Attribute) Reset() {
@@ -484,6 +487,13 @@ func (x *Attribute) GetFile() *FileAccess {
 		return x.File
 	}
 	return nil
+}
+
+func (x *Attribute) GetDefaultSeveralJson() string {
+	if x != nil {
+		return x.DefaultSeveralJson
+	}
+	return ""
 }
 
 // FileAccess says how a file is opened. O_CLOEXEC and O_NOCTTY always; directories are always refused.
@@ -983,7 +993,8 @@ type ConfigureResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Feature bits offered, device-specific ones and the ring's, VIRTIO_F_VERSION_1 included (VIRTIO 1.2, section 6).
 	Features uint64 `protobuf:"varint,1,opt,name=features,proto3" json:"features,omitempty"`
-	// The largest size of each virtqueue, in order; a power of two, at most 32768.
+	// The size of each virtqueue, in order, that the driver is told as the largest where the transport can tell it; a power of
+	// two, at most 32768.
 	QueueSizes []uint32 `protobuf:"varint,2,rep,packed,name=queue_sizes,json=queueSizes,proto3" json:"queue_sizes,omitempty"`
 	// The device configuration space as the driver reads it, little-endian.
 	Config        []byte `protobuf:"bytes,3,opt,name=config,proto3" json:"config,omitempty"`
@@ -1467,7 +1478,8 @@ type StartQueueRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Which virtqueue, from 0.
 	Index uint32 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
-	// Entries; a power of two, at most the size Configure answered.
+	// Entries; any power of two up to 32768. It may be more than Configure answered: vhost-user has no message that tells a
+	// front-end the largest size (User-Mode Linux always takes 256).
 	Size uint32 `protobuf:"varint,2,opt,name=size,proto3" json:"size,omitempty"`
 	// Guest-physical addresses of the three areas (2.7): descriptor table, available ring, used ring.
 	DescArea   uint64 `protobuf:"varint,3,opt,name=desc_area,json=descArea,proto3" json:"desc_area,omitempty"`
@@ -2658,7 +2670,7 @@ const file_sdk_proto_v1_plugin_proto_rawDesc = "" +
 	"\n" +
 	"attributes\x18\x01 \x03(\v2\x1d.virtplug.plugin.v1.AttributeR\n" +
 	"attributes\x121\n" +
-	"\x06blocks\x18\x02 \x03(\v2\x19.virtplug.plugin.v1.BlockR\x06blocks\"\xc0\x02\n" +
+	"\x06blocks\x18\x02 \x03(\v2\x19.virtplug.plugin.v1.BlockR\x06blocks\"\xf2\x02\n" +
 	"\tAttribute\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x125\n" +
 	"\x04type\x18\x02 \x01(\x0e2!.virtplug.plugin.v1.AttributeTypeR\x04type\x12\x1a\n" +
@@ -2668,7 +2680,9 @@ const file_sdk_proto_v1_plugin_proto_rawDesc = "" +
 	"\x06one_of\x18\x06 \x03(\tR\x05oneOf\x12\x15\n" +
 	"\x03min\x18\a \x01(\x03H\x00R\x03min\x88\x01\x01\x12\x15\n" +
 	"\x03max\x18\b \x01(\x03H\x01R\x03max\x88\x01\x01\x122\n" +
-	"\x04file\x18\t \x01(\v2\x1e.virtplug.plugin.v1.FileAccessR\x04fileB\x06\n" +
+	"\x04file\x18\t \x01(\v2\x1e.virtplug.plugin.v1.FileAccessR\x04file\x120\n" +
+	"\x14default_several_json\x18\n" +
+	" \x01(\tR\x12defaultSeveralJsonB\x06\n" +
 	"\x04_minB\x06\n" +
 	"\x04_max\"\xb2\x01\n" +
 	"\n" +
