@@ -179,6 +179,7 @@ func TestFlagsGiveTheSameModelAndComeOverAFile(t *testing.T) {
 			{Flag: "--device", Value: "console,port.z.socket=s,port.z.filter.drop=q,port.y.filter.1.drop=r"},
 			config.ConsoleFlag("socket:s2,,x,port.p.backend=null"),
 			config.ConsoleFlag("stdio"),
+			config.ConsoleFlag("pty,port.q.socket=x"),
 		},
 	}}
 	vm, err := config.Parse(t.Context(), []byte(good), in, plugins(), config.Options{})
@@ -196,13 +197,15 @@ func TestFlagsGiveTheSameModelAndComeOverAFile(t *testing.T) {
 		`vda  {} {"block_size":1024,"cache":"writeback","path":"a,b.img","queues":1,"read_only":true,"tags":["x","y"],"timeout":1000000000}`,
 		`vdb p {29} {"block_size":512,"cache":"writeback","path":"c=d.img","queues":1,"read_only":false,"tags":["one"],"timeout":1500000000,"weight":1}`,
 		`console0  {} {"port":[{"filter":[{"drop":"q"}],"name":"z","socket":"s"},{"filter":[{},{"drop":"r"}],"name":"y"}]}`,
-		`con1  {} {"port":[{"backend":"null","name":"p"}],"socket":"s2,x"}`,
-		`con2  {} {"backend":"stdio","stdio":"terminal"}`,
+		// A second --console is a port of the first one's device.
+		`con1  {} {"port":[{"backend":"null","name":"p"},{"backend":"stdio","console":true,"name":"con2","stdio":"terminal"}],"socket":"s2,x"}`,
+		// Unless it has ports of its own.
+		`con3  {} {"backend":"pty","port":[{"name":"q","socket":"x"}]}`,
 	}
 	if vm.Devices[2].BusyPoll != 0 || vm.Devices[3].BusyPoll != 50*time.Microsecond {
 		t.Errorf("busy polls are %v and %v, want 0 and 50us", vm.Devices[2].BusyPoll, vm.Devices[3].BusyPoll)
 	}
-	if vm.Devices[6].Terminal != "stdio" || vm.Devices[5].Terminal != "" {
+	if vm.Devices[5].Terminal != "port.1.stdio" || vm.Devices[6].Terminal != "" {
 		t.Errorf("the terminal is given to %q and %q", vm.Devices[5].Terminal, vm.Devices[6].Terminal)
 	}
 	if diff := cmp.Diff(want, got); diff != "" {

@@ -48,6 +48,10 @@ func (l *loader) devices(ctx context.Context, vm *VM, written []writtenDevice) {
 	}
 	names := map[string]hcl.Range{}
 	plugins := describer{plugins: l.plugins, dirs: vm.PluginDirs, known: map[[3]string]description{}}
+	count := map[string]int{}
+	for _, w := range written {
+		count[w.kind]++
+	}
 	for _, w := range written {
 		l.checkName("device", w.name, w.nameRange)
 		if first, dup := names[w.name]; dup {
@@ -55,7 +59,7 @@ func (l *loader) devices(ctx context.Context, vm *VM, written []writtenDevice) {
 		} else {
 			names[w.name] = w.defined
 		}
-		if d, ok := l.device(ctx, w, &plugins); ok {
+		if d, ok := l.device(ctx, w, &plugins, count[w.kind]); ok {
 			vm.Devices = append(vm.Devices, d)
 		}
 	}
@@ -63,8 +67,8 @@ func (l *loader) devices(ctx context.Context, vm *VM, written []writtenDevice) {
 
 var sha256Hex = regexp.MustCompile(`^[0-9a-fA-F]{64}$`)
 
-// device checks one device.
-func (l *loader) device(ctx context.Context, w writtenDevice, plugins *describer) (Device, bool) {
+// device checks one device, of n with that plugin.
+func (l *loader) device(ctx context.Context, w writtenDevice, plugins *describer, n int) (Device, bool) {
 	own := l.ownBlocks(w)
 	ref := PluginRef{Name: w.kind, Dirs: plugins.dirs}
 	if p := firstItem(own.values["plugin"]); p != nil {
@@ -79,15 +83,16 @@ func (l *loader) device(ctx context.Context, w writtenDevice, plugins *describer
 		l.errorf(w.kindRange, derr.summary, "%s", derr.detail)
 		return Device{}, false
 	}
-	schema := withOwnBlocks(description.GetSchema())
+	settings := schemaFor(description.GetSchema(), n)
+	schema := withOwnBlocks(settings)
 	skip := []hcl.BlockHeaderSchema{{Type: "plugin"}, {Type: "ring"}}
-	out := l.decode(body{hcl: w.body(schema), schema: description.GetSchema(), skip: skip, at: w.defined})
+	out := l.decode(body{hcl: w.body(schema), schema: settings, skip: skip, at: w.defined})
 	maps.Copy(out.ranges, own.ranges)
 	out.ranges[""] = w.defined
 	d := Device{Name: w.name, Plugin: ref, Description: description, Withheld: withheld(own), BusyPoll: busyPoll(own), ranges: out.ranges}
 	var errFiles, errAll error
 	d.FilesJSON, errFiles = json.Marshal(out.values)
-	l.terminal(&d, description.GetSchema(), out.values)
+	l.terminal(&d, settings, out.values)
 	d.ConfigJSON, errAll = json.Marshal(out.values)
 	if err := errors.Join(errFiles, errAll); err != nil { // a number that JSON has no text for
 		l.errorf(w.defined, "Bad value", "%s", asSentence(err))

@@ -2,6 +2,7 @@ package config
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"unicode/utf8"
@@ -34,6 +35,10 @@ type DeviceFlag struct {
 	// First makes key=value of the value's first part, if that has no key: "disk.img" becomes "path=disk.img". nil: it has
 	// a key like all the others.
 	First func(string) string
+	// Block is what a further flag of the same kind becomes in the first one's device, with Extra: a nested block with a label.
+	// Empty, or if the flag has one of the keys Own or a key with a path: a device of its own.
+	Block, Extra string
+	Own          []string
 }
 
 // BlockFlag is `--block IMAGE[,KEY=VALUE…]`.
@@ -46,9 +51,10 @@ func BlockFlag(value string) DeviceFlag {
 	}}
 }
 
-// ConsoleFlag is `--console stdio|pty|null|socket:PATH|file:PATH[,KEY=VALUE…]`.
+// ConsoleFlag is `--console stdio|pty|null|socket:PATH|file:PATH[,KEY=VALUE…]`. Further ones are ports of the first one's
+// device: then the guest numbers its consoles as they are written. It does not for those of several devices.
 func ConsoleFlag(value string) DeviceFlag {
-	return DeviceFlag{Flag: "--console", Value: value, Type: "console", Prefix: "con", First: func(s string) string {
+	return DeviceFlag{Flag: "--console", Value: value, Type: "console", Prefix: "con", Block: "port", Extra: "console=true", Own: []string{"multiport", "resize_order"}, First: func(s string) string {
 		for _, kind := range []string{"socket", "file"} {
 			if path, ok := strings.CutPrefix(s, kind+":"); ok {
 				return kind + "=" + path
@@ -137,6 +143,7 @@ func (f Flags) devices(content *hcl.BodyContent) []writtenDevice {
 	}
 	places := f.places()
 	out := make([]writtenDevice, 0, len(f.Devices))
+	firsts := map[string]*[]token{} // by flag: the tokens of the first, to which further ones add
 	for i, d := range f.Devices {
 		tokens := splitFlag(d.Value, places[i])
 		whole := wholeFlag(places[i], d.Value)
@@ -156,8 +163,34 @@ func (f Flags) devices(content *hcl.BodyContent) []writtenDevice {
 			w.name = freeName(d.Prefix, taken)
 		}
 		taken[w.name] = true
+		if first := firsts[d.Flag]; first != nil && d.joins(tokens) {
+			*first = append(*first, nested(d.Block+"."+w.name+".", d.Extra, tokens, whole)...)
+			continue
+		}
+		if firsts[d.Flag] == nil {
+			firsts[d.Flag] = &tokens
+		}
 		w.body = func(s *pluginv1.Schema) hcl.Body { return flagBody(tokens, s, whole) }
 		out = append(out, w)
+	}
+	return out
+}
+
+// joins tells whether the flag becomes a block of the first one's device.
+func (d *DeviceFlag) joins(tokens []token) bool {
+	return d.Block != "" && !slices.ContainsFunc(tokens, func(t token) bool {
+		key, _, _ := strings.Cut(t.text, "=")
+		return strings.Contains(key, ".") || slices.Contains(d.Own, key)
+	})
+}
+
+// nested puts tokens below a path, and extra with them.
+func nested(path, extra string, tokens []token, whole hcl.Range) []token {
+	out := []token{{text: path + extra, at: whole, keyless: true}}
+	for _, t := range tokens {
+		if t.text != "" {
+			out = append(out, token{text: path + t.text, at: t.at, keyless: true})
+		}
 	}
 	return out
 }

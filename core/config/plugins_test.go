@@ -48,7 +48,7 @@ func plugins() fakePlugins {
 			{Name: "weight", Type: tFloat, Max: proto.Int64(1)},
 		}}},
 		"console": {Name: "console", Version: "0.1.0", DeviceId: 3, Description: "A console.", Schema: &pluginv1.Schema{Attributes: backend(), Blocks: []*pluginv1.Block{{
-			Name: "port", Label: "name", MaxItems: 2, Description: "A port.", Schema: &pluginv1.Schema{Attributes: append(backend(), &pluginv1.Attribute{Name: "size", Type: tSize}), Blocks: []*pluginv1.Block{{Name: "filter", Schema: &pluginv1.Schema{Attributes: []*pluginv1.Attribute{{Name: "drop", Type: tString}}}}}},
+			Name: "port", Label: "name", MaxItems: 2, Description: "A port.", Schema: &pluginv1.Schema{Attributes: append(backend(), &pluginv1.Attribute{Name: "size", Type: tSize}, &pluginv1.Attribute{Name: "console", Type: tBool}), Blocks: []*pluginv1.Block{{Name: "filter", Schema: &pluginv1.Schema{Attributes: []*pluginv1.Attribute{{Name: "drop", Type: tString}}}}}},
 		}}}},
 		"liar": {Name: "block", Version: "0.1.0", Schema: &pluginv1.Schema{
 			Attributes: []*pluginv1.Attribute{{Name: "Bad Name", Type: tString}, {Name: "ring", Type: tBool}, {Name: "n", Type: 99}, {Name: "d", Type: tInt, DefaultJson: `"x"`}},

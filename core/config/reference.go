@@ -167,7 +167,11 @@ func defaultText(a *pluginv1.Attribute) string {
 	if n, ok := v.(int64); ok {
 		return "`" + valueText(a.GetType())(n) + "`"
 	}
-	return "`" + cell(a.GetDefaultJson()) + "`"
+	text := "`" + cell(a.GetDefaultJson()) + "`"
+	if several := a.GetDefaultSeveralJson(); several != "" {
+		text += "; with several such devices `" + cell(several) + "`"
+	}
+	return text
 }
 
 // cell makes s fit into a table's cell.

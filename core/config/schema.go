@@ -9,6 +9,8 @@ import (
 	"github.com/zclconf/go-cty/cty"
 	ctyjson "github.com/zclconf/go-cty/cty/json"
 
+	"google.golang.org/protobuf/proto"
+
 	pluginv1 "github.com/virtplug/virtplug/sdk/proto/v1"
 )
 
@@ -110,7 +112,32 @@ func checkAttribute(a *pluginv1.Attribute, at string) error {
 	if _, err := defaultOf(a); err != nil {
 		return bad("default %s: %v", a.GetDefaultJson(), err)
 	}
+	if several := forSeveral(a); several != a {
+		return checkAttribute(several, at)
+	}
 	return nil
+}
+
+// forSeveral is a as it is in a VM with several devices of the plugin.
+func forSeveral(a *pluginv1.Attribute) *pluginv1.Attribute {
+	if a.GetDefaultSeveralJson() == "" {
+		return a
+	}
+	out, _ := proto.Clone(a).(*pluginv1.Attribute) // a clone has the type of what it was made of
+	out.DefaultJson, out.DefaultSeveralJson = a.GetDefaultSeveralJson(), ""
+	return out
+}
+
+// schemaFor is a plugin's schema in a VM with n devices of it.
+func schemaFor(s *pluginv1.Schema, n int) *pluginv1.Schema {
+	if n < 2 {
+		return s
+	}
+	out := &pluginv1.Schema{Blocks: s.GetBlocks()}
+	for _, a := range s.GetAttributes() {
+		out.Attributes = append(out.Attributes, forSeveral(a))
+	}
+	return out
 }
 
 // defaultOf returns a's default as convertValue returns values; nil if there is none.

@@ -231,7 +231,8 @@ func (d *Device) QueueCount() int {
 	return len(d.queues)
 }
 
-// QueueSizeMax is the largest size of queue i, in entries; 0 if there is no such queue.
+// QueueSizeMax is the largest size of queue i that the driver is to be told, in entries; 0 if there is no such queue. A
+// driver that cannot be told may take another: SetQueue accepts any.
 func (d *Device) QueueSizeMax(i int) uint16 {
 	d.mu.Lock()
 	defer d.mu.Unlock()

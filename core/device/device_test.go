@@ -90,7 +90,7 @@ func TestRequestsOfTheMachineAreValidated(t *testing.T) {
 		"negative index":      r.SetQueueBase(-1, 0),
 		"size 0":              r.SetQueue(0, 0, descAt, availAt, usedAt),
 		"size 12":             r.SetQueue(0, 12, descAt, availAt, usedAt),
-		"size 128 of 64":      r.SetQueue(0, 128, descAt, availAt, usedAt),
+		"size over 32768":     r.SetQueue(0, 65535, descAt, availAt, usedAt),
 		"descriptor align":    r.SetQueue(0, 8, descAt+8, availAt, usedAt),
 		"available align":     r.SetQueue(0, 8, descAt, availAt+1, usedAt),
 		"used align":          r.SetQueue(0, 8, descAt, availAt, usedAt+2),

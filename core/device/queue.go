@@ -44,8 +44,8 @@ func (d *Device) SetQueue(i int, size uint16, desc, driver, device guestmem.GPA)
 		switch {
 		case q.running:
 			return fmt.Errorf("%w: it is running", ErrBadRequest)
-		case !validSize(size, d.offer.QueueSizes[i]):
-			return fmt.Errorf("%w: size %d: not a power of two up to %d", ErrBadRequest, size, d.offer.QueueSizes[i])
+		case !validSize(size, virtio.QueueSizeMax):
+			return fmt.Errorf("%w: size %d: not a power of two up to %d", ErrBadRequest, size, virtio.QueueSizeMax)
 		case desc%virtio.DescAlign != 0 || driver%virtio.AvailAlign != 0 || device%virtio.UsedAlign != 0:
 			return fmt.Errorf("%w: areas %v, %v, %v: not aligned to %d, %d, %d", ErrBadRequest, desc, driver, device,
 				virtio.DescAlign, virtio.AvailAlign, virtio.UsedAlign)

@@ -317,9 +317,6 @@ func (d *Device) checkCompatible(o pluginrpc.Offer) error {
 	}
 	for i := range d.queues {
 		q := &d.queues[i]
-		if o.QueueSizes[i] < q.size {
-			return fmt.Errorf("%w: queue %d has %d entries, not %d", errCannotResume, i, o.QueueSizes[i], q.size)
-		}
 		if d.opts.Unrecoverable && q.running && q.served {
 			return fmt.Errorf("%w: queue %d ran, and the plugin does not track chains in flight", errCannotResume, i)
 		}

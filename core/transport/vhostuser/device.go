@@ -17,7 +17,6 @@ type Device interface {
 	// Features are the bits that the device offers; bit 30 is the transport's and is not among them.
 	Features() virtio.Features
 	QueueCount() int
-	QueueSizeMax(i int) uint16
 	SetFeatures(ctx context.Context, f virtio.Features) error
 	ConfigSpace() []byte
 	WriteConfig(ctx context.Context, offset int, data []byte) error

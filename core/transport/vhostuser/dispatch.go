@@ -212,13 +212,10 @@ func (s *session) vringState(ctx context.Context, m *Message) ([]byte, error) {
 }
 
 func (s *session) setVringNum(ctx context.Context, i int, n uint32) error {
-	r, limit := &s.rings[i], s.dev.QueueSizeMax(i)
+	r := &s.rings[i]
 	switch {
 	case n == 0 || n&(n-1) != 0 || n > virtio.QueueSizeMax:
 		return fmt.Errorf("%w: ring %d: %d entries: want a power of two up to %d", ErrProtocol, i, n, virtio.QueueSizeMax)
-	case n > uint32(limit):
-		return fmt.Errorf("%w: ring %d: %d entries: the device offers at most %d (User-Mode Linux always takes 256: let the plugin offer that)",
-			ErrProtocol, i, n, limit)
 	case r.running && uint32(r.size) != n:
 		return fmt.Errorf("%w: ring %d: size changed while it runs", ErrProtocol, i)
 	}

@@ -66,7 +66,6 @@ func (d *fakeDevice) runs() bool {
 func (d *fakeDevice) Name() string              { return "fake" }
 func (d *fakeDevice) Features() virtio.Features { return d.features }
 func (d *fakeDevice) QueueCount() int           { return len(d.sizes) }
-func (d *fakeDevice) QueueSizeMax(i int) uint16 { return d.sizes[i] }
 func (d *fakeDevice) ConfigSpace() []byte {
 	d.mu.Lock()
 	defer d.mu.Unlock()
