@@ -188,7 +188,7 @@ func TestGuestSeesAnErrorWhenTheHostsDiskIsFull(t *testing.T) {
 func TestGuestWithTenDisksAndTwoConsoles(t *testing.T) {
 	t.Parallel()
 	v := prepare(t)
-	args := []string{"--console", "stdio", "--console", "socket:" + v.path("c1")}
+	args := []string{"--console", "stdio", "--device", "console,socket=" + v.path("c1")}
 	for i := range 10 {
 		image := v.image(fmt.Sprintf("d%d", i), 1<<20)
 		if err := os.WriteFile(image, pattern(uint64(100+i), 1<<20), 0o600); err != nil {
