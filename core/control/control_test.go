@@ -20,7 +20,7 @@ import (
 )
 
 // serve serves a VM without devices that run, below root; it is enough for everything but a plugin's own answers.
-func serve(t *testing.T, root, name string, stopped *atomic.Bool) *control.Server {
+func serve(t *testing.T, root, name string, stopped *atomic.Bool) {
 	t.Helper()
 	dir := filepath.Join(root, name)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -39,7 +39,6 @@ func serve(t *testing.T, root, name string, stopped *atomic.Bool) *control.Serve
 			t.Error(err)
 		}
 	})
-	return s
 }
 
 func shortRoot(t *testing.T) string {
