@@ -8,7 +8,6 @@ import (
 	"os"
 	"strconv"
 	"strings"
-	"sync/atomic"
 	"text/tabwriter"
 	"time"
 
@@ -29,7 +28,7 @@ func (a *app) benchCommand() *cobra.Command {
 		Long:    "Measure a device's plugin through the loopback machine: our own driver loads it, so the figures are the back-end's alone.",
 		Example: "  virtplug bench block --pattern randread --depth 32",
 	}
-	cmd.AddCommand(a.benchBlockCommand())
+	cmd.AddCommand(a.benchBlockCommand(), a.benchStartCommand())
 	return cmd
 }
 
@@ -110,14 +109,18 @@ func (a *app) benchBlock(ctx context.Context, b *benchBlock) (err error) {
 		defer func() { err = errors.Join(err, os.Remove(made)) }()
 		image = made
 	}
-	dev, pid, closeDev, err := a.benchDevice(ctx, b.flag(image))
+	newDevice, release, err := a.benchDevice(ctx, b.flag(image))
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, closeDev()) }()
+	dev := newDevice()
+	defer func() { err = errors.Join(err, dev.Close(), release()) }()
+	if err := dev.Open(ctx); err != nil {
+		return err
+	}
 	var results []bench.BlockResult
 	for _, depth := range b.depths {
-		load.Depth, load.PID = depth, int(pid.Load())
+		load.Depth, load.PID = depth, dev.PID()
 		r, err := b.measure(ctx, dev, load)
 		if err != nil {
 			return err
@@ -188,40 +191,31 @@ func (b *benchBlock) flag(image string) config.DeviceFlag {
 	return f
 }
 
-// benchDevice starts the device that a flag describes; pid is its plugin's process.
-func (a *app) benchDevice(ctx context.Context, flag config.DeviceFlag) (dev *device.Device, pid *atomic.Int64, closeDev func() error, err error) {
+// benchDevice prepares the device that a flag describes: newDevice makes one that is not open yet, again and again.
+func (a *app) benchDevice(ctx context.Context, flag config.DeviceFlag) (newDevice func() *device.Device, release func() error, err error) {
 	host := &launcher.Host{Log: a.logger()}
 	vm, err := config.Load(ctx, config.Input{Flags: config.Flags{
 		Name: "bench", Memory: "64M", PluginDirs: a.pluginDirs, Devices: []config.DeviceFlag{flag},
 	}}, host, config.Options{CheckFiles: true})
 	if err != nil {
-		return nil, nil, nil, err
+		return nil, nil, err
 	}
 	c := vm.Devices[0]
 	runDir, err := os.MkdirTemp("", "virtplug-bench-")
 	if err != nil {
-		return nil, nil, nil, err
+		return nil, nil, err
 	}
 	prepared, err := host.Prepare(&c, runDir)
 	if err != nil {
-		return nil, nil, nil, errors.Join(vm.At(c.Name, "", err), os.RemoveAll(runDir))
+		return nil, nil, errors.Join(vm.At(c.Name, "", err), os.RemoveAll(runDir))
 	}
-	pid = &atomic.Int64{}
-	dev = device.New(device.Options{
-		Name: c.Name, DeviceID: virtio.DeviceID(c.Description.GetDeviceId()), Log: a.logger(), Withhold: c.Withheld,
-		Start: func(ctx context.Context) (device.Instance, error) {
-			inst, err := prepared.Start(ctx, nil)
-			if p, ok := inst.(interface{ PID() int }); ok && err == nil {
-				pid.Store(int64(p.PID()))
-			}
-			return inst, err
-		},
-	})
-	closeDev = func() error { return errors.Join(dev.Close(), prepared.Close(), os.RemoveAll(runDir)) }
-	if err := dev.Open(ctx); err != nil {
-		return nil, nil, nil, errors.Join(vm.At(c.Name, "", err), closeDev())
+	newDevice = func() *device.Device {
+		return device.New(device.Options{
+			Name: c.Name, DeviceID: virtio.DeviceID(c.Description.GetDeviceId()), Log: a.logger(), Withhold: c.Withheld,
+			Start: func(ctx context.Context) (device.Instance, error) { return prepared.Start(ctx, nil) },
+		})
 	}
-	return dev, pid, closeDev, nil
+	return newDevice, func() error { return errors.Join(prepared.Close(), os.RemoveAll(runDir)) }, nil
 }
 
 // measure runs the rounds of one depth and returns the one with the median IOPS.
