@@ -73,13 +73,13 @@ test-guest: go ## boot User-Mode Linux with our devices
 	@go run ./tools/testlevels guest
 
 .PHONY: fuzz
-fuzz: go ## run every fuzz target for FUZZTIME
+fuzz: go ## run every fuzz target for FUZZTIME (10s, or 5000x executions)
 	@found=0; \
 	while read -r file; do \
 		for target in $$(sed -n 's/^func \(Fuzz[A-Za-z0-9_]*\)(.*/\1/p' "$$file"); do \
 			found=$$((found + 1)); \
 			echo "=== $$target in $$(dirname "$$file")"; \
-			go test "$$(dirname "$$file")" -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME); \
+			go test "$$(dirname "$$file")" -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 1x; \
 		done; \
 	done < <(grep -rl --include='*_test.go' '^func Fuzz' ./sdk ./core ./plugins ./cmd); \
 	echo "$$found fuzz targets"; [ "$$found" -gt 0 ]
@@ -98,7 +98,7 @@ lint: golangci-lint ## run the linters of .golangci.yml
 	@PATH="$(TOOLS):$$PATH" golangci-lint run ./...
 
 .PHONY: check
-check: go golangci-lint ## all checks that run no test but those of the rules
+check: go golangci-lint ## linters, import rules, generated code, short fuzzing, links, known holes
 	@tools/deps.sh generate
 	@VERSION=$(GOVULNCHECK_VERSION) TOOLS='$(TOOLS)' tools/check.sh
 

@@ -60,6 +60,8 @@ step 'go mod tidy -diff' go mod tidy -diff
 step 'go mod verify' go mod verify
 step 'generated code is in sync' generated
 step 'import rules (deps_test.go)' go test -count=1 .
+# So many executions, not so long: Go's fuzzer sometimes takes the end of its time for a failure.
+step 'short fuzzing' make fuzz FUZZTIME=5000x
 step 'links of the documentation' go run ./tools/linkcheck
 step 'shell scripts parse' shell_scripts
 step 'known vulnerabilities' vulnerabilities
