@@ -84,6 +84,18 @@ func (c *Chain) load() error {
 	return nil
 }
 
+// keptBuffers bounds the room that all chains of a queue keep for their lists of buffers, in entries of 24 bytes: arbitrary,
+// 24 MiB. Otherwise a driver that makes each head of a long queue a long chain once would have it for ever.
+const keptBuffers = 1 << 20
+
+// release gives the chain back, and lets go of lists so long that all heads having such would be too much.
+func (c *Chain) release() {
+	c.state = free
+	if (cap(c.readable)+cap(c.writable))*int(c.q.size) > keptBuffers {
+		c.readable, c.writable, c.reader, c.writer = nil, nil, Reader{}, Writer{}
+	}
+}
+
 // walk follows a chain through a table, at most limit entries. It returns the violated section with the error.
 func (c *Chain) walk(table []byte, at uint16, limit int, inIndirect bool) (string, error) {
 	entries := len(table) / virtio.DescSize

@@ -200,7 +200,7 @@ func (q *Queue) flush() (call bool) {
 	q.publish()
 	q.track.published(q.staged, q.usedIdx)
 	for _, h := range q.staged {
-		q.chains[h].state = free
+		q.chains[h].release()
 	}
 	q.taken -= n
 	q.staged = q.staged[:0]

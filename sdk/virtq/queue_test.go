@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	"runtime"
 	"sync"
 	"testing"
 
@@ -301,4 +302,40 @@ func TestNothingIsAllocatedForARequest(t *testing.T) { //nolint:paralleltest // 
 			t.Errorf("%s: %v allocations for 8 requests", name, n)
 		}
 	}
+}
+
+func TestLongChainsOfALongQueueAreNotKept(t *testing.T) { //nolint:paralleltest // it looks at the process's heap
+	const size, entries = 32768, 1024
+	mem := memfdMemory(t, 4096)
+	p := newPair(t, mem, size, virtio.FVersion1)
+	p.cfg.Features |= virtio.FIndirectDesc
+	p.activate(t)
+	tbl := p.buffers(t, entries*virtio.DescSize)[0]
+	for i := range uint16(entries) {
+		var flags uint16
+		if i < entries-1 {
+			flags = virtio.DescFNext
+		}
+		driver.PutDesc(p.arena.Bytes(tbl)[int(i)*virtio.DescSize:], 0x10000, 1, flags, i+1)
+	}
+	var before, after runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+	for i := range uint16(8192) {
+		driver.PutDesc(p.drv.Raw().Desc(i), tbl.Addr, tbl.Len, virtio.DescFIndirect, 0)
+		p.drv.Raw().SetAvail(i, i)
+		p.drv.Raw().SetAvailIdx(i + 1)
+		c, ok, err := p.dev.Pop()
+		if !ok || err != nil || len(c.Readable()) != entries {
+			t.Fatalf("Pop = %v, %v", ok, err)
+		}
+		p.dev.Complete(c)
+		p.dev.Flush()
+	}
+	runtime.GC()
+	runtime.ReadMemStats(&after)
+	if grown := int64(after.HeapAlloc) - int64(before.HeapAlloc); grown > 64<<20 { //nolint:gosec // G115: sizes of a heap
+		t.Errorf("%d MiB are kept", grown>>20)
+	}
+	runtime.KeepAlive(p)
 }
