@@ -117,8 +117,8 @@ type BatchHandler interface {
 
 // QueueRunner owns the loop of every queue; for a queue that needs nothing special it calls Serve.
 type QueueRunner interface {
-	// RunQueue serves q until ctx ends, then returns nil promptly. Chains that it popped and neither completed nor
-	// returned by q.Unpop are finished later by Finish: the SDK waits for them.
+	// RunQueue serves q until ctx ends, then returns nil promptly; returning before that breaks the queue. Chains that it
+	// popped and neither completed nor returned by q.Unpop are finished later by Finish: the SDK waits for them.
 	RunQueue(ctx context.Context, q *Queue) error
 }
 

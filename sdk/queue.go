@@ -60,6 +60,9 @@ type queueParams struct {
 type queueState struct {
 	NextAvail, UsedIndex uint16
 	Broken               error
+	// Unserved is how many chains of a former instance the device's loop never popped. NextAvail is behind them; they stay
+	// in the in-flight region.
+	Unserved int
 }
 
 // queueStats are a queue's counters.
@@ -242,7 +245,7 @@ func (q *Queue) stop(ctx context.Context) (queueState, error) {
 		return queueState{}, fmt.Errorf("stop queue %d: %d chains are still in flight: %w", q.p.Index, q.vq.State().InFlight, ctx.Err())
 	}
 	s := q.vq.State()
-	q.stopped, q.final = true, queueState{s.NextAvail, s.UsedIndex, s.Broken}
+	q.stopped, q.final = true, queueState{s.NextAvail, s.UsedIndex, s.Broken, q.vq.Resubmitted()}
 	return q.final, errors.Join(q.waiter.Close(), os.NewSyscallError("close", unix.Close(q.callFD)))
 }
 

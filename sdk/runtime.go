@@ -299,7 +299,7 @@ func (r *deviceRuntime) Reset(ctx context.Context) error {
 	}
 	r.mu.Lock()
 	for _, s := range r.queues {
-		s.last, s.broken = pluginrpc.QueueState{}, ""
+		s.last, s.broken, s.left = pluginrpc.QueueState{}, "", 0
 	}
 	r.features, r.featuresSet, r.paused = 0, false, false
 	r.mu.Unlock()

@@ -26,6 +26,7 @@ type queueSlot struct {
 	call   int                  //
 	last   pluginrpc.QueueState // where it stands while it does not run
 	broken string               // until Reset
+	left   int                  // chains of a former instance that the last run did not take; under ctl alone
 	base   queueStats           // counted by former runs
 }
 
@@ -181,6 +182,10 @@ func (r *deviceRuntime) StopQueue(ctx context.Context, index int) (pluginrpc.Que
 	if err := r.stopSlot(ctx, s, false); err != nil {
 		return pluginrpc.QueueState{}, err
 	}
+	if s.left > 0 && s.broken == "" {
+		r.log.Error("the device's loop ended before it took what a former instance left in flight: lost", "queue", index, "chains", s.left)
+	}
+	s.left = 0
 	return s.last, nil
 }
 
@@ -195,7 +200,7 @@ func (r *deviceRuntime) stopSlot(ctx context.Context, s *queueSlot, pause bool) 
 		}
 		r.mu.Lock()
 		s.base = s.base.plus(s.q.statistics())
-		s.last = pluginrpc.QueueState{NextAvail: state.NextAvail, UsedIndex: state.UsedIndex}
+		s.last, s.left = pluginrpc.QueueState{NextAvail: state.NextAvail, UsedIndex: state.UsedIndex}, state.Unserved
 		if state.Broken != nil {
 			s.broken = state.Broken.Error()
 			s.last.Broken = s.broken
@@ -247,7 +252,8 @@ func (r *deviceRuntime) Pause(ctx context.Context) error {
 	return nil
 }
 
-// Resume implements pluginrpc.Service. After an error it may be called again.
+// Resume implements pluginrpc.Service. It first ends what a Pause that failed has begun: a queue that was told to stop serves
+// no more, whenever its last chain is done. After an error it may be called again.
 func (r *deviceRuntime) Resume(ctx context.Context) error {
 	end, err := r.begin(ctx)
 	if err != nil {
@@ -258,13 +264,19 @@ func (r *deviceRuntime) Resume(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if r.paused {
+		if err := r.stopAll(ctx, true); err != nil {
+			return fmt.Errorf("resume: %w", err)
+		}
+	}
 	for _, s := range r.queues {
 		if !s.paused || s.broken != "" {
 			continue
 		}
 		p := s.params
-		// The drain completed whatever was in flight, so the region is begun anew.
-		p.NextAvail, p.Recover, p.Features, p.Mem = s.last.NextAvail, false, r.features, r.mem
+		// The drain completed whatever was popped, so the region is begun anew, unless the device did not take all that a
+		// former instance left in it.
+		p.NextAvail, p.Recover, p.Features, p.Mem = s.last.NextAvail, s.left > 0, r.features, r.mem
 		q, _, err := openQueue(p, s.kick, s.call)
 		if err != nil {
 			return fmt.Errorf("resume: queue %d: %w", s.index, err)

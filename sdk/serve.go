@@ -22,6 +22,9 @@ func (q *Queue) serve(ctx context.Context, dev Device) {
 	runtime.LockOSThread() // a blocking read on a locked thread costs one wake-up, not two
 	defer runtime.UnlockOSThread()
 	err := q.guard(func() error { return q.runLoop(ctx, dev) })
+	if err == nil && ctx.Err() == nil {
+		err = errors.New("the device's RunQueue returned though the queue was not to stop: nothing serves it any more")
+	}
 	switch broken := (*virtq.DriverError)(nil); {
 	case err == nil || ctx.Err() != nil && errors.Is(err, ctx.Err()):
 	case errors.As(err, &broken):
@@ -105,7 +108,10 @@ func (q *Queue) loop(ctx context.Context, handle func(context.Context, *Queue, [
 		}
 		select {
 		case <-done:
-			return nil
+			if q.vq.Resubmitted() == 0 { // what a former instance left must be served: nobody would do it later
+				return nil
+			}
+			continue
 		default:
 		}
 		if n > 0 || q.spin.wait(q.vq) {

@@ -27,8 +27,7 @@ const (
 type Chain struct {
 	q                  *Queue
 	head               uint16
-	state              state  // under q.mu
-	at                 uint16 // the available-ring entry it came from
+	state              state // under q.mu
 	readable, writable [][]byte
 	readLen, writeLen  uint32
 	written            uint32

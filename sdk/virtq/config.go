@@ -73,7 +73,9 @@ func Activate(mem *guestmem.Memory, c Config) (*Queue, error) {
 	if q.availEvent, err = shm.U16At(used, 4+8*n); err != nil {
 		return fail("used ring", err)
 	}
-	q.usedIdx = uint16(q.usedHead.Load() >> 16)
+	head := q.usedHead.Load()
+	q.usedIdx = uint16(head >> 16)
+	q.kicksOff = !q.eventIdx && head&virtio.UsedFNoNotify != 0 // left by a former instance: EnableKicks must clear it
 	q.nextAvail, q.availSeen = c.NextAvail, c.NextAvail
 	if c.Inflight != nil {
 		if err := q.openInflight(c.Inflight, c.Recover); err != nil {

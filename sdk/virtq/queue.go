@@ -28,6 +28,7 @@ type Queue struct {
 	nextAvail        uint16  // the next available-ring entry to take
 	availSeen        uint16  // the available index as last read
 	resubmit         []uint16
+	last             *Chain     // the chain popped last, if it can be given back
 	mu               sync.Mutex // guards what follows, and the fields of a Chain that say who has it
 	usedIdx          uint16     // as published
 	staged           []uint16   // heads completed but not published
@@ -123,12 +124,12 @@ func (q *Queue) take(head uint16) error {
 	q.taken++
 	q.chainsN++
 	if len(q.resubmit) > 0 {
-		c.at = q.nextAvail // never nextAvail-1: it cannot be given back
+		q.last = nil // it has no place in the available ring any more
 		q.resubmit = q.resubmit[1:]
 		return nil
 	}
 	q.track.fetch(head)
-	c.at = q.nextAvail
+	q.last = c
 	q.nextAvail++
 	return nil
 }
@@ -138,9 +139,10 @@ func (q *Queue) take(head uint16) error {
 func (q *Queue) Unpop(c *Chain) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if c.state != taken || len(q.resubmit) > 0 || c.at != q.nextAvail-1 {
+	if c != q.last || c.state != taken {
 		return false
 	}
+	q.last = nil
 	q.nextAvail--
 	c.state = free
 	q.taken--

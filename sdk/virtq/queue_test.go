@@ -339,3 +339,50 @@ func TestLongChainsOfALongQueueAreNotKept(t *testing.T) { //nolint:paralleltest 
 	}
 	runtime.KeepAlive(p)
 }
+
+// A former instance may have stopped or died while it had asked for no kicks. Its successor must not sleep behind that.
+func TestKicksAreEnabledAfterAnInstanceThatDisabledThem(t *testing.T) {
+	t.Parallel()
+	for name, f := range ringFeatures {
+		p := newPair(t, heapMemory(t, 16), 8, f)
+		p.dev.DisableKicks()
+		p.activate(t)
+		if p.dev.EnableKicks() {
+			t.Errorf("%s: the ring is not empty", name)
+		}
+		p.drv.Add(p.buffers(t, 4), nil)
+		if !p.drv.Publish() {
+			t.Errorf("%s: the driver was asked for no kick, and the device sleeps", name)
+		}
+	}
+}
+
+// A chain that a former instance left has no place in the available ring: taking it back would give out the next one twice.
+func TestUnpopRefusesAResubmittedChain(t *testing.T) {
+	t.Parallel()
+	p := newPair(t, heapMemory(t, 16), 8, virtio.FVersion1)
+	bs := p.buffers(t, 8, 8)
+	p.drv.Add(bs[:1], nil)
+	p.drv.Publish()
+	if _, ok, err := p.dev.Pop(); !ok || err != nil {
+		t.Fatal(ok, err)
+	}
+	p.cfg.Recover = true
+	p.activate(t)
+	old, _, _ := p.dev.Pop()
+	if p.dev.Unpop(old) {
+		t.Error("Unpop took the resubmitted chain")
+	}
+	p.drv.Add(bs[1:], nil)
+	p.drv.Publish()
+	last, ok, err := p.dev.Pop()
+	if !ok || err != nil || last == old {
+		t.Fatal(ok, err)
+	}
+	if p.dev.Unpop(old) {
+		t.Error("Unpop took the resubmitted chain, which is not the last")
+	}
+	if s := p.dev.State(); s.InFlight != 2 || s.NextAvail != 2 {
+		t.Errorf("state %+v", s)
+	}
+}
