@@ -40,8 +40,13 @@ type image struct {
 
 	// lost is set for good by a failed synchronisation: see sync.
 	lost atomic.Pointer[ioError]
-	// fdatasync is unix.Fdatasync; tests count and break it.
-	fdatasync func(fd int) error
+	// syncing is held while the image is synchronised; syncs counts how often that has begun, synced is how the last one
+	// ended.
+	syncing sync.Mutex
+	syncs   atomic.Uint64
+	synced  error
+	// fdatasync is unix.Fdatasync, and fsync unix.Fsync; tests count and break them.
+	fdatasync, fsync func(fd int) error
 
 	// What the file system or device turned out not to do.
 	noDiscard, noPunch, noZeroRange atomic.Bool
@@ -50,7 +55,8 @@ type image struct {
 
 // openImage takes an opened file, which stays the caller's if it fails.
 func openImage(path string, f *os.File, readOnly bool) (*image, error) {
-	m := &image{path: path, file: f, fd: int(f.Fd()), readOnly: readOnly, unit: virtio.SectorSize, sector: 1, fdatasync: unix.Fdatasync}
+	m := &image{path: path, file: f, fd: int(f.Fd()), readOnly: readOnly, unit: virtio.SectorSize, sector: 1}
+	m.fdatasync, m.fsync = unix.Fdatasync, unix.Fsync
 	st, err := f.Stat()
 	if err != nil {
 		return nil, err
@@ -139,20 +145,43 @@ func (m *image) write(s *scratch, bufs [][]byte, e extent) error {
 	return m.fail(opWrite, e, err)
 }
 
-// sync makes all finished writes durable.
+// sync makes all writes that have finished durable. Whoever waits for another's synchronisation that began after its call
+// shares the result.
 //
 // Once it has failed it fails for good: after an error the kernel marks the pages clean though they are not on the disk, so
-// a second attempt would succeed and hide the loss. Direct I/O has no such pages.
+// a second attempt would succeed and hide the loss. Direct I/O has no such pages. One at a time, for the kernel tells an
+// error once for each open file: of two that run at once, one would succeed.
 func (m *image) sync() error {
 	if m.readOnly {
 		return nil
 	}
+	mine := m.syncs.Load() + 1
+	m.syncing.Lock()
+	defer m.syncing.Unlock()
+	if m.syncs.Load() < mine {
+		m.synced = m.syncWith(m.fdatasync)
+	}
+	return m.synced
+}
+
+// syncSize makes the file's size durable too; it counts as a synchronisation, since it takes the kernel's report of lost
+// writes.
+func (m *image) syncSize() error {
+	m.syncing.Lock()
+	defer m.syncing.Unlock()
+	m.synced = m.syncWith(m.fsync)
+	return m.synced
+}
+
+// syncWith calls the kernel. The caller holds syncing.
+func (m *image) syncWith(call func(fd int) error) error {
+	m.syncs.Add(1)
 	if lost := m.lost.Load(); lost != nil {
 		return lost
 	}
-	err := m.fdatasync(m.fd)
+	err := call(m.fd)
 	for errors.Is(err, unix.EINTR) {
-		err = m.fdatasync(m.fd)
+		err = call(m.fd)
 	}
 	if err == nil {
 		return nil
@@ -160,7 +189,7 @@ func (m *image) sync() error {
 	failed := &ioError{op: opFlush.String(), path: m.path, err: err}
 	if m.direct == nil {
 		failed.err = fmt.Errorf("writes may be lost, so every flush fails until the device is started again: %w", err)
-		m.lost.CompareAndSwap(nil, failed)
+		m.lost.Store(failed)
 	}
 	return failed
 }

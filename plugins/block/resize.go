@@ -121,6 +121,6 @@ func (m *image) setSize(size int64) error {
 		if err != nil {
 			return fmt.Errorf("set its size to %d bytes: %w", size, err)
 		}
-		return m.file.Sync()
+		return m.syncSize()
 	}
 }

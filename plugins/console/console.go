@@ -223,9 +223,10 @@ func (c *console) sendOne(q queue, chain *virtq.Chain) error {
 		if _, err := w.Write(b); err != nil {
 			return fmt.Errorf("fill control buffer: %w", err)
 		}
-	case need == 0:
-		q.Unpop(chain)
-		return nil
+	case need == 0: // the driver began anew meanwhile
+		if q.Unpop(chain) {
+			return nil
+		} // one that a former instance left cannot be given back unused
 	default: // too short (5.3.6.2.2): back to the driver unused, the message waits for a better one
 		c.ports[0].badBuffers.Add(1)
 	}

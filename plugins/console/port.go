@@ -269,14 +269,14 @@ func (p *port) giveBack(q queue, c *virtq.Chain) error {
 		return nil
 	}
 	// The chain's reader may be ahead of what was written: read it from the start.
-	left := max(0, c.ReadableLen()-p.sent)
+	left, before := max(0, c.ReadableLen()-p.sent), len(p.tail)
 	skip := p.sent
 	for _, b := range c.Readable() {
 		k := min(skip, len(b))
 		skip -= k
 		p.tail = append(p.tail, b[k:min(len(b), k+tailMax-min(tailMax, len(p.tail)))]...)
 	}
-	if n := left - min(left, len(p.tail)); n > 0 {
+	if n := left - (len(p.tail) - before); n > 0 {
 		p.lost.Add(uint64(n))
 		p.report(fmt.Errorf("port %d: stopped with %d bytes of output that its host end does not take: lost", p.id, n))
 	}
