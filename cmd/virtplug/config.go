@@ -40,7 +40,7 @@ host can run it. All that is wrong is shown at once. Plugins are asked for their
 			if err != nil {
 				return err
 			}
-			return a.dryRun(opts)
+			return (&reporter{app: a}).dryRun(opts)
 		},
 	}
 	check.Flags().BoolVar(&asJSON, "json", false, "print the result as JSON")

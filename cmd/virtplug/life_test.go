@@ -22,6 +22,9 @@ import (
 // limit is how long anything here may take; generous, as test machines are slow and noisy.
 const limit = 90 * time.Second
 
+// memory is what guests get: with much less than this a fork of Debian's User-Mode Linux fails now and then at its start.
+const memory = "128M"
+
 // vm is a launcher on a guest that stays at its shell.
 type vm struct {
 	dir, runRoot string
@@ -57,7 +60,7 @@ func newVM(t *testing.T, args ...string) *vm {
 	if err != nil {
 		t.Skipf("no initrd (apt-get install busybox-static): %v: %s", err, out)
 	}
-	args = append([]string{"run", "--plugin-dir", dir, "--memory", "64M", "--initrd", "initrd.gz", "--block", "disk.img"}, args...)
+	args = append([]string{"run", "--plugin-dir", dir, "--memory", memory, "--initrd", "initrd.gz", "--block", "disk.img"}, args...)
 	cmd := exec.CommandContext(ctx, filepath.Join(bin, "virtplug"), args...) //nolint:gosec // our own program
 	cmd.Dir = dir
 	cmd.Env = append(os.Environ(), "XDG_RUNTIME_DIR="+dir)
@@ -176,6 +179,43 @@ func TestADeadLauncherTakesItsPluginsAlongAndTheNextOneCleansUp(t *testing.T) {
 	next.Dir, next.Env = v.dir, v.cmd.Env
 	if text, err := next.CombinedOutput(); err == nil || next.ProcessState.ExitCode() != exitGuestPanic { // it has no root
 		t.Errorf("next: %v: %s", err, text)
+	}
+	if left := v.left(); len(left) > 0 {
+		t.Errorf("left is %q", left)
+	}
+}
+
+func TestTheGuestOutlivesWhoeverReadsMessages(t *testing.T) {
+	t.Parallel()
+	v := newVM(t, "--console", "null", "--json", "--log-level", "trace")
+	out, err := v.cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	messages, err := v.cmd.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := v.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if err := messages.Close(); err != nil {
+		t.Fatal(err)
+	}
+	lines := bufio.NewScanner(out)
+	for running := false; !running; running = strings.Contains(lines.Text(), `"running"`) {
+		if !lines.Scan() {
+			t.Fatalf("it has ended: %v", v.cmd.Wait())
+		}
+	}
+	if err := out.Close(); err != nil { // its last line has no reader either
+		t.Fatal(err)
+	}
+	if err := v.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if code := v.wait(t); code != exitInterrupted {
+		t.Errorf("exit status %d (%v), want %d", code, v.cmd.ProcessState, exitInterrupted)
 	}
 	if left := v.left(); len(left) > 0 {
 		t.Errorf("left is %q", left)

@@ -49,7 +49,7 @@ func (r *reporter) event(e launcher.Event) {
 type ending struct {
 	Version int    `json:"schema_version"`
 	Event   string `json:"event"`
-	// Reason is one of power-off, reboot, panic, crash, quit, interrupted, error.
+	// Reason is one of power-off, reboot, panic, crash, quit, interrupted, error, and checked after a dry run.
 	Reason  string   `json:"reason"`
 	Code    int      `json:"code"`
 	Machine string   `json:"machine,omitempty"`
@@ -78,6 +78,21 @@ func (r *reporter) end(out launcher.Outcome, err error) error {
 	if r.json {
 		r.line(e)
 	}
+	return err
+}
+
+// dryRun tells that a VM can run, or why not.
+func (r *reporter) dryRun(o launcher.Options) error {
+	chosen, err := launcher.Check(o)
+	if err != nil {
+		return r.end(launcher.Outcome{}, err)
+	}
+	if r.json {
+		r.line(ending{Version: schemaVersion, Event: "exit", Reason: "checked", Machine: chosen})
+		return nil
+	}
+	_, err = fmt.Fprintf(r.app.stdout, "%s: configuration is good: machine %s, %s of memory, %d devices\n",
+		o.VM.Name, chosen, config.FormatSize(int64(o.VM.MemoryBytes)), len(o.VM.Devices)) //nolint:gosec // G115: checked against a maximum
 	return err
 }
 
@@ -115,7 +130,7 @@ func (r *reporter) outcome(out launcher.Outcome, e *ending) error {
 func (r *reporter) line(v any) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	// There is nowhere to tell that standard output is gone.
+	// There is nowhere to tell that standard output is gone; the guest goes on.
 	_ = json.NewEncoder(r.app.stdout).Encode(v)
 }
 

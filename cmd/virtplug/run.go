@@ -71,35 +71,37 @@ With --json standard output has one object a line for each event, the last one w
 func (a *app) run(ctx context.Context, path string, o runOptions) error {
 	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
+	// A guest outlives whoever reads our messages. Not ignored but caught, as what is ignored is so for plugins and guest too.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 	defer context.AfterFunc(ctx, func() {
 		signal.Reset(os.Interrupt) // plugins and guest die with us then; the next run removes what is left
 		fmt.Fprintln(a.stderr, "virtplug: stopping; Ctrl-C again ends at once")
 	})()
 	log := a.logger()
 	host := &launcher.Host{Log: log}
+	out := &reporter{app: a, json: o.json}
 	if o.rng {
 		flag, err := rngFlag(host, a.pluginDirs)
 		if err != nil {
-			return err
+			return out.end(launcher.Outcome{}, err)
 		}
 		o.flags.Devices = append(o.flags.Devices, flag)
 	}
-	out := &reporter{app: a, json: o.json}
 	opts, err := a.load(ctx, path, o.flags, host)
 	if err != nil {
 		return out.end(launcher.Outcome{}, err)
 	}
 	opts.Machines = machines(uml.Options{Log: log.Named("uml")})
 	if o.json && opts.VM.UsesTerminal() {
-		return usageError{errors.New("run: --json and a console on stdio both want standard output; give the console another back-end")}
+		return out.end(launcher.Outcome{}, usageError{errors.New("run: --json and a console on stdio both want standard output; give the console another back-end")})
 	}
 	if o.dryRun {
-		return a.dryRun(opts)
+		return out.dryRun(opts)
 	}
 	opts.Log, opts.RunRoot, opts.Event, opts.Terminal = log, launcher.DefaultRunRoot(), out.event, a.openTerminal
 	opts.NoReboot = o.noReboot
 	if opts.KernelOutput, err = kernelOutput(o.kernelOutput, a.stderr); err != nil {
-		return err
+		return out.end(launcher.Outcome{}, err)
 	}
 	outcome, err := launcher.Run(ctx, opts)
 	a.stderr.set(os.Stderr)
@@ -115,16 +117,6 @@ func (a *app) load(ctx context.Context, path string, flags config.Flags, host *l
 
 func machines(o uml.Options) []launcher.NamedMachine {
 	return []launcher.NamedMachine{{Name: "uml", Machine: uml.New(o)}}
-}
-
-func (a *app) dryRun(opts launcher.Options) error {
-	chosen, err := launcher.Check(opts)
-	if err != nil {
-		return err
-	}
-	_, err = fmt.Fprintf(a.stdout, "%s: configuration is good: machine %s, %s of memory, %d devices\n",
-		opts.VM.Name, chosen, config.FormatSize(int64(opts.VM.MemoryBytes)), len(opts.VM.Devices)) //nolint:gosec // G115: checked against a maximum
-	return err
 }
 
 // openTerminal takes over the user's terminal, and lets messages go through it.

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 
@@ -16,6 +18,7 @@ import (
 	"github.com/virtplug/virtplug/core/control"
 	controlv1 "github.com/virtplug/virtplug/core/control/v1"
 	"github.com/virtplug/virtplug/core/device"
+	"github.com/virtplug/virtplug/sdk/pluginrpc"
 	"github.com/virtplug/virtplug/sdk/virtio"
 )
 
@@ -71,6 +74,60 @@ func TestARunningVMIsFoundAskedAndStopped(t *testing.T) {
 	info, err := os.Stat(filepath.Join(root, "one", control.SocketName))
 	if err != nil || info.Mode().Perm()&0o077 != 0 {
 		t.Errorf("the socket is open to others: %v, %v", info.Mode(), err)
+	}
+}
+
+// refusing is an instance that does not tell its statistics.
+type refusing struct {
+	device.Instance
+
+	done   chan struct{}
+	events chan pluginrpc.Event
+	once   sync.Once
+}
+
+func (r *refusing) Offer() pluginrpc.Offer         { return pluginrpc.Offer{} }
+func (r *refusing) Events() <-chan pluginrpc.Event { return r.events }
+func (r *refusing) Done() <-chan struct{}          { return r.done }
+func (r *refusing) Err() error                     { return nil }
+func (r *refusing) Close() error {
+	r.once.Do(func() { close(r.done); close(r.events) })
+	return nil
+}
+
+func (r *refusing) Statistics(context.Context) (pluginrpc.Statistics, error) {
+	return pluginrpc.Statistics{}, errors.New("none of your business")
+}
+
+func TestADeviceThatRefusesStatisticsHidesNoOther(t *testing.T) {
+	t.Parallel()
+	root := shortRoot(t)
+	dir := filepath.Join(root, "one")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	d := device.New(device.Options{Name: "bad", Start: func(context.Context) (device.Instance, error) {
+		return &refusing{done: make(chan struct{}), events: make(chan pluginrpc.Event)}, nil
+	}})
+	if err := d.Open(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	other := device.New(device.Options{Name: "good"})
+	s, err := control.Serve(dir, control.VM{Name: "one", Devices: []*device.Device{d, other}, Types: []string{"a", "b"}}, hclog.NewNullLogger())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := errors.Join(s.Close(), d.Close(), other.Close()); err != nil {
+			t.Error(err)
+		}
+	}()
+	got, err := s.Describe(t.Context(), &controlv1.DescribeRequest{Statistics: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if l := got.GetDevices(); len(l) != 2 || l[0].GetState() != "ready" || !strings.Contains(l[0].GetCause(), "none of your business") {
+		t.Errorf("devices are %v", l)
 	}
 }
 

@@ -94,8 +94,9 @@ func (s *Server) Describe(ctx context.Context, r *controlv1.DescribeRequest) (*c
 		}
 		if r.GetStatistics() {
 			st, err := d.Statistics(ctx)
-			if err != nil && !errors.Is(err, device.ErrNoInstance) && !errors.Is(err, device.ErrLost) {
-				return nil, status.Errorf(codes.Internal, "statistics: %s: %v", d.Name(), err)
+			// What one plugin does not tell must not hide the others.
+			if err != nil && dev.Cause == "" && !errors.Is(err, device.ErrNoInstance) && !errors.Is(err, device.ErrLost) {
+				dev.Cause = err.Error()
 			}
 			addStatistics(dev, st)
 		}

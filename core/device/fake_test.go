@@ -31,6 +31,8 @@ type fake struct {
 	events chan pluginrpc.Event
 	done   chan struct{}
 	once   sync.Once
+	// closing is how long its process takes to end.
+	closing time.Duration
 
 	mu     sync.Mutex
 	calls  []string
@@ -146,6 +148,7 @@ func (f *fake) Close() error {
 	f.mu.Lock()
 	f.closed = true
 	f.mu.Unlock()
+	time.Sleep(f.closing)
 	f.crash()
 	return nil
 }

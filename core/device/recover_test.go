@@ -170,6 +170,28 @@ func TestStopOfAHungInstanceIsRepeatedOnTheNext(t *testing.T) {
 	wantCalls(t, r.instance(1), "features {29,32}", "memory 1", "start 0 next=0 recover=true", "stop 0")
 }
 
+// The rings are the machine's again when the stop is answered: no process may write to them any more.
+func TestStopOfASecondHungInstanceWaitsForItsEnd(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, func(o *device.Options, h *host) {
+		o.Restart.StopWait = 20 * time.Second
+		h.prepare = func(_ int, f *fake) {
+			f.failOn("stop 0", errors.New("no answer in time"))
+			f.closing = 100 * time.Millisecond
+		}
+	})
+	r.startQueue(t)
+	if _, err := r.StopQueue(t.Context(), 0); err != nil {
+		t.Fatal(err)
+	}
+	second := r.instance(1)
+	select {
+	case <-second.done:
+	default:
+		t.Error("the second instance is still there")
+	}
+}
+
 func TestPauseSurvivesARestart(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, nil)

@@ -18,6 +18,7 @@ func (d *Device) StopQueue(ctx context.Context, i int) (next uint16, err error) 
 		return 0, d.err(op, err)
 	}
 	ctx = context.WithoutCancel(ctx)
+	var hung *live
 	for attempt := 0; q.running; attempt++ {
 		if l := d.current(); l != nil {
 			err := d.finish(ctx, l, q)
@@ -25,8 +26,10 @@ func (d *Device) StopQueue(ctx context.Context, i int) (next uint16, err error) 
 				break
 			}
 			d.lose(l, err)
+			hung = l
 		}
 		if attempt > 0 || !d.awaitInstance(ctx) {
+			d.ensureGone(hung)
 			d.stopAlone(q)
 			break
 		}
@@ -35,6 +38,17 @@ func (d *Device) StopQueue(ctx context.Context, i int) (next uint16, err error) 
 		defer cancel()
 	}
 	return q.base, nil
+}
+
+// ensureGone waits for the end of an instance that did not stop its queue: after the answer the rings are the machine's, and
+// nobody may write to them. The supervisor closes it too. nil: there is none.
+func (d *Device) ensureGone(l *live) {
+	if l == nil {
+		return
+	}
+	if err := l.inst.Close(); err != nil {
+		d.log.Error("queue stopped although its plugin instance cannot be ended", "error", err)
+	}
 }
 
 // finish stops q on l for good. If only a former instance served it (the device is paused), l completes what is in flight.

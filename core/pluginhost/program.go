@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"crypto/subtle"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -25,7 +26,10 @@ func openProgram(path, sha256Hex string) (*os.File, error) {
 	high, err := unix.FcntlInt(uintptr(n), unix.F_DUPFD_CLOEXEC, executableFD)
 	_ = unix.Close(n)
 	if err != nil {
-		return nil, os.NewSyscallError("fcntl(F_DUPFD_CLOEXEC)", err)
+		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EMFILE) {
+			err = fmt.Errorf("too few open files are allowed: raise the limit, such as by `ulimit -n 1024`: %w", err)
+		}
+		return nil, fmt.Errorf("open %s: %w", path, err)
 	}
 	f := os.NewFile(uintptr(high), path)
 	st, err := f.Stat()

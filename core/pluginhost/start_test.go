@@ -99,7 +99,7 @@ func TestPluginInheritsNothingButItsSocket(t *testing.T) {
 
 func TestBadPluginsAreToldApart(t *testing.T) {
 	t.Parallel()
-	short := 2 * time.Second
+	short := 5 * time.Second // but long enough for its last words on a slow machine
 	for _, tc := range []struct {
 		behaviour string
 		change    func(*pluginhost.Spec)
@@ -108,7 +108,7 @@ func TestBadPluginsAreToldApart(t *testing.T) {
 	}{
 		{"crash", nil, pluginhost.ErrExited, `exited with status 3; its last words: the frobnicator is missing$`},
 		{"panic", nil, pluginhost.ErrExited, `exited with status 2; .*a bug of the author|goroutine`},
-		{"hang", func(s *pluginhost.Spec) { s.StartTimeout = short }, pluginhost.ErrStartTimeout, `not ready after 2s; its last words: waiting for nothing$`},
+		{"hang", func(s *pluginhost.Spec) { s.StartTimeout = short }, pluginhost.ErrStartTimeout, `not ready after 5s; its last words: waiting for nothing$`},
 		{"noisy", nil, pluginhost.ErrHandshake, `wrote "hello, I am a plugin" there`},
 		{"oldapi", nil, pluginhost.ErrAPIVersion, `it speaks 99 .* this launcher 1`},
 		{"elsewhere", nil, pluginhost.ErrHandshake, `/tmp/not-its-own.sock" *, which is not in its directory`},

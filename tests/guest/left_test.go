@@ -184,7 +184,7 @@ func (f *family) kill() {
 }
 
 // leftLimit is how long the last helpers may take to be gone after the launcher: the kernel ends them.
-const leftLimit = 5 * time.Second
+const leftLimit = 30 * time.Second
 
 // nothingLeft checks that no process, no file and no terminal mode of a run is left.
 func (v *vm) nothingLeft() {

@@ -5,6 +5,7 @@ import (
 	"os/exec"
 	"strings"
 	"testing"
+	"time"
 )
 
 // What looks for processes left behind finds one whose parent has gone.
@@ -21,9 +22,12 @@ func TestOrphansAreSeen(t *testing.T) {
 		t.Fatal(err)
 	}
 	f.stop()
-	left := strings.Join(f.alive(), " ")
-	f.kill()
-	if !strings.Contains(left, "sleep") {
-		t.Errorf("left behind: %q, want a sleep", left)
+	defer f.kill()
+	var left string
+	for end := time.Now().Add(commandLimit); !strings.Contains(left, "sleep"); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("left behind: %q, want a sleep", left)
+		}
+		left = strings.Join(f.alive(), " ") // it is still a shell before it has become a sleep
 	}
 }

@@ -71,7 +71,7 @@ func boot(t *testing.T, initrd string, devices ...*device.Device) (machine.Exit,
 	var log bytes.Buffer
 	m := New(Options{Log: hclog.New(&hclog.LoggerOptions{Output: &log, Level: hclog.Debug, Mutex: &sync.Mutex{}})})
 	exit, err := m.Run(ctx, machine.Guest{
-		Name: t.Name(), MemoryBytes: 64 << 20, Initrd: initrd, RunDir: runDir(t), Console: &out,
+		Name: t.Name(), MemoryBytes: 128 << 20, Initrd: initrd, RunDir: runDir(t), Console: &out,
 	}, devices)
 	if err != nil {
 		t.Fatal(err)

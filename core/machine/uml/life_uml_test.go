@@ -113,7 +113,7 @@ func family(t *testing.T, pid int) (in []proc) {
 // startBusy starts a busy guest in one kind of jail.
 func startBusy(t *testing.T, k jailKind) *process {
 	t.Helper()
-	g := machine.Guest{MemoryBytes: 64 << 20, Initrd: initramfs(t, busyGuest), RunDir: runDir(t)}
+	g := machine.Guest{MemoryBytes: 128 << 20, Initrd: initramfs(t, busyGuest), RunDir: runDir(t)}
 	if err := prepareRunDir(g); err != nil {
 		t.Fatal(err)
 	}
@@ -268,7 +268,7 @@ func TestUMLStopsWhenItsContextEnds(t *testing.T) {
 	dir := runDir(t)
 	m := New(Options{Grace: 20 * time.Second})
 	exit, err := m.run(ctx, machine.Guest{
-		MemoryBytes: 64 << 20, Initrd: initramfs(t, busyGuest, blkModule), RunDir: dir, Console: out,
+		MemoryBytes: 128 << 20, Initrd: initramfs(t, busyGuest, blkModule), RunDir: dir, Console: out,
 	}, []endpoint{{id: d.ID(), dev: d}})
 	if err != nil || exit.Reason != machine.Stopped {
 		t.Fatalf("exit %+v, error %v: want stopped", exit, err)
@@ -290,7 +290,7 @@ func TestUMLStopsBeforeTheGuestAnswers(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
 	exit, err := New(Options{}).Run(ctx, machine.Guest{
-		MemoryBytes: 64 << 20, Initrd: initramfs(t, busyGuest), RunDir: runDir(t),
+		MemoryBytes: 128 << 20, Initrd: initramfs(t, busyGuest), RunDir: runDir(t),
 	}, nil)
 	if err != nil || exit.Reason != machine.Stopped {
 		t.Fatalf("exit %+v, error %v: want stopped", exit, err)
