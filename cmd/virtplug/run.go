@@ -119,19 +119,30 @@ func machines(o uml.Options) []launcher.NamedMachine {
 	return []launcher.NamedMachine{{Name: "uml", Machine: uml.New(o)}}
 }
 
-// openTerminal takes over the user's terminal, and lets messages go through it.
+// guestTerminal is the user's terminal; it says so when it becomes the guest's.
+type guestTerminal struct {
+	*terminal.Terminal
+	app *app
+}
+
+// Start implements launcher.Terminal.
+func (t *guestTerminal) Start() {
+	t.Terminal.Start()
+	if t.IsTerminal() {
+		fmt.Fprintf(t.app.stderr, "The terminal is the guest's now. Ctrl-A x ends the guest, Ctrl-A h shows help.\n")
+	}
+}
+
+// openTerminal prepares to take over the user's terminal, and lets messages go through it.
 func (a *app) openTerminal(resize func(cols, rows int), quit func()) (launcher.Terminal, error) {
 	t, err := terminal.Open(os.Stdin, os.Stdout, terminal.Options{
-		OnQuit: quit, OnResize: resize, Warn: func(m string) { fmt.Fprintf(a.stderr, "%s%s\n", a.prefix(), m) },
+		Hold: true, OnQuit: quit, OnResize: resize, Warn: func(m string) { fmt.Fprintf(a.stderr, "%s%s\n", a.prefix(), m) },
 	})
 	if err != nil {
 		return nil, err
 	}
 	a.stderr.set(t.Messages(os.Stderr))
-	if t.IsTerminal() {
-		fmt.Fprintf(a.stderr, "The terminal is the guest's now. Ctrl-A x ends the guest, Ctrl-A h shows help.\n")
-	}
-	return t, nil
+	return &guestTerminal{t, a}, nil
 }
 
 // kernelOutput is where the kernel's own messages go: nowhere, to standard error ("-"), or to the end of a file.

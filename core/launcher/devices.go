@@ -27,6 +27,7 @@ type run struct {
 	undo   undo
 	events *events
 
+	terminal Terminal // nil if no device wants it
 	prepared []Prepared
 	devices  []*device.Device
 }
@@ -71,7 +72,7 @@ func (r *run) explain(name string, err error) error {
 	return fmt.Errorf("%w: %w", ErrDevice, err)
 }
 
-// open takes over the terminal, if a device wants it, and starts the devices' plugins, side by side.
+// open prepares the terminal, if a device wants it, and starts the devices' plugins, side by side.
 func (r *run) open(ctx context.Context) error {
 	terminal, sizes, err := r.openTerminal()
 	if err != nil {
@@ -183,6 +184,7 @@ func (r *run) openTerminal() (end *os.File, sizes <-chan size, err error) {
 		return nil, nil, err
 	}
 	r.undo.add(t.Close)
+	r.terminal = t
 	return t.PluginEnd(), latest, nil
 }
 

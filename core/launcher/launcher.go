@@ -46,6 +46,8 @@ type Prepared interface {
 
 // Terminal is the user's terminal while a VM has it; *terminal.Terminal is the real one.
 type Terminal interface {
+	// Start takes the terminal over: from then on what the user types is the guest's. Until then Ctrl-C is the launcher's.
+	Start()
 	// PluginEnd is the end of the socket that is passed to the plugin. It belongs to the Terminal.
 	PluginEnd() *os.File
 	// Close restores the terminal. Idempotent.
@@ -141,6 +143,9 @@ func Run(ctx context.Context, o Options) (out Outcome, err error) {
 	}
 	if err := r.serveControl(dir.path, chosen.Name); err != nil {
 		return out, err
+	}
+	if r.terminal != nil {
+		r.terminal.Start()
 	}
 	for {
 		r.events.send(Event{Kind: KindRunning, Machine: chosen.Name, VM: guest.Name})

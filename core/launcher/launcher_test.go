@@ -147,6 +147,7 @@ func (r *rig) Run(ctx context.Context, g machine.Guest, devices []*device.Device
 
 type fakeTerminal struct{ r *rig }
 
+func (t *fakeTerminal) Start()              { t.r.step("take terminal over") }
 func (t *fakeTerminal) PluginEnd() *os.File { return os.Stdin }
 func (t *fakeTerminal) Close() error        { t.r.step("restore terminal"); return nil }
 
@@ -350,6 +351,10 @@ func TestInterruptsAtEveryStageLeaveNothing(t *testing.T) {
 			}
 			if early != errors.Is(err, context.Canceled) || !early && (err != nil || out.Reason != machine.Stopped) || out.Quit != quit {
 				t.Errorf("Run = %+v, %v", out, err)
+			}
+			// Until there is a guest, the terminal is the user's: Ctrl-C must reach the launcher.
+			if took, ran := slices.Contains(r.steps, "take terminal over"), stage == "running" || stage == "quit"; took != ran {
+				t.Errorf("terminal taken over: %v; guest ran: %v: %q", took, ran, r.steps)
 			}
 			r.checkClean(t)
 		})

@@ -28,12 +28,14 @@ const (
 type Options struct {
 	// OnQuit is called when the user types Ctrl-A x, each time, on the goroutine that reads input: it must not block.
 	OnQuit func()
-	// OnResize is called with the terminal's size in characters: once soon after Open if it has one, then whenever it changes.
+	// OnResize is called with the terminal's size in characters: once soon after Start if it has one, then whenever it changes.
 	OnResize func(cols, rows int)
 	// Warn gets messages for the user; nil: they are dropped.
 	Warn func(message string)
 	// NoGuard leaves out the guard process: then nothing restores the terminal if this program is killed by SIGKILL.
 	NoGuard bool
+	// Hold leaves the terminal alone until Start is called: for what comes before there is a guest to type to.
+	Hold bool
 }
 
 // Terminal pumps between the user's terminal and a console plugin. Its methods may be called from any goroutine.
@@ -61,8 +63,8 @@ type Terminal struct {
 	closeErr                 error
 }
 
-// Open takes over stdin and stdout, which stay the caller's but must not be used until Close. A stdin that is a terminal
-// is put into raw mode as soon as this process is in its foreground.
+// Open prepares to take over stdin and stdout, which stay the caller's but must not be used from Start to Close. Without
+// Options.Hold it calls Start.
 func Open(stdin, stdout *os.File, opts Options) (_ *Terminal, err error) {
 	t := &Terminal{opts: opts, in: -1, out: -1, wakeFD: -1, sizeFD: -1, quit: make(chan struct{}), helpWanted: make(chan struct{}, 1), input: newBuffer(inputLimit)}
 	defer func() {
@@ -85,10 +87,21 @@ func Open(stdin, stdout *os.File, opts Options) (_ *Terminal, err error) {
 	if isTerminal(t.in) {
 		t.mode = &mode{fd: t.in}
 		t.sizeFD = t.in
-		t.enterRaw()
 	}
 	if isTerminal(t.out) {
 		t.sizeFD = t.out
+	}
+	if !opts.Hold {
+		t.Start()
+	}
+	return t, nil
+}
+
+// Start takes over. A stdin that is a terminal is put into raw mode as soon as this process is in its foreground. Until then
+// the terminal is as it was: Ctrl-C reaches the caller. Once, and not after Close.
+func (t *Terminal) Start() {
+	if t.mode != nil {
+		t.enterRaw()
 	}
 	t.signals = make(chan os.Signal, 4)
 	signal.Notify(t.signals, unix.SIGWINCH, unix.SIGCONT)
@@ -97,7 +110,6 @@ func Open(stdin, stdout *os.File, opts Options) (_ *Terminal, err error) {
 	t.writers.Go(t.pumpOutput)
 	t.writers.Go(t.printHelp)
 	t.others.Go(t.watch)
-	return t, nil
 }
 
 func closeFile(f *os.File) error {
@@ -227,7 +239,9 @@ func (t *Terminal) Close() error {
 }
 
 func (t *Terminal) shut() error {
-	signal.Stop(t.signals)
+	if t.signals != nil { // it was started
+		signal.Stop(t.signals)
+	}
 	close(t.quit)
 	t.closing.Store(true)
 	var errs []error

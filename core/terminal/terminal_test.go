@@ -375,3 +375,28 @@ func TestEscape(t *testing.T) {
 		}
 	}
 }
+
+func TestAHeldTerminalIsTheUsersUntilStart(t *testing.T) {
+	t.Parallel()
+	_, tty := openPty(t)
+	before := termios(t, tty)
+	never := open(t, tty, tty, Options{Hold: true})
+	if termios(t, tty) != before {
+		t.Error("Open changed the terminal's mode")
+	}
+	if err := never.Close(); err != nil || termios(t, tty) != before {
+		t.Errorf("Close without Start: %v", err)
+	}
+	user, tty := openPty(t)
+	term := open(t, tty, tty, Options{Hold: true})
+	term.Start()
+	if !isRaw(termios(t, tty)) {
+		t.Error("the terminal is not raw after Start")
+	}
+	if _, err := user.WriteString("typed"); err != nil {
+		t.Fatal(err)
+	}
+	if got := readN(t, term.PluginEnd(), 5); string(got) != "typed" {
+		t.Errorf("the plugin reads %q", got)
+	}
+}
