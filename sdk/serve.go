@@ -123,36 +123,69 @@ func (q *Queue) loop(ctx context.Context, handle func(context.Context, *Queue, [
 	}
 }
 
-// spinner busy-polls for a while after work was found, less and less while that finds nothing.
+// spinner busy-polls for a while after work was found. While that finds nothing it does so more seldom, never in shorter
+// spells: a spell shorter than the driver's round trip (about most) never finds anything, so it could never recover.
 type spinner struct {
-	most, now time.Duration
-	armed     bool
+	most   time.Duration
+	armed  bool
+	misses int // in a row
+	skip   int // batches to let pass
+	every  int // how many to let pass after the next miss
 }
+
+const (
+	missesAllowed = 8  // arbitrary: single misses are chance
+	skipMost      = 64 // arbitrary: what always misses costs 1/64 of most a batch
+)
 
 func newSpinner(most time.Duration) spinner {
 	var set unix.CPUSet
 	if err := unix.SchedGetaffinity(0, &set); err == nil && set.Count() < 2 {
 		most = 0 // on one processor the driver cannot run while we look
 	}
-	return spinner{most: most, now: most}
+	return spinner{most: most}
 }
 
 func (s *spinner) worked() { s.armed = s.most > 0 }
 
-// wait looks for more; false: sleep.
-func (s *spinner) wait(vq *virtq.Queue) bool {
+// due tells whether to look for more now.
+func (s *spinner) due() bool {
 	if !s.armed {
 		return false
 	}
 	s.armed = false
+	if s.skip > 0 {
+		s.skip--
+		return false
+	}
+	return true
+}
+
+// found learns from a look.
+func (s *spinner) found(more bool) {
+	if more {
+		s.misses, s.every = 0, 0
+		return
+	}
+	if s.misses++; s.misses >= missesAllowed {
+		s.every = min(max(1, 2*s.every), skipMost)
+		s.skip = s.every
+	}
+}
+
+// wait looks for more; false: sleep.
+func (s *spinner) wait(vq *virtq.Queue) bool {
+	if !s.due() {
+		return false
+	}
 	const looks = 8 // about 0.2 µs between two readings of the clock
 	for start := time.Now(); ; {
 		if vq.SpinUntilMore(looks) {
-			s.now = s.most
+			s.found(true)
 			return true
 		}
-		if time.Since(start) >= s.now {
-			s.now = max(s.now/2, s.most/16)
+		if time.Since(start) >= s.most {
+			s.found(false)
 			return false
 		}
 	}
