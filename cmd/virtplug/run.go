@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"sync"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -135,8 +136,13 @@ func (t *guestTerminal) Start() {
 
 // openTerminal prepares to take over the user's terminal, and lets messages go through it.
 func (a *app) openTerminal(resize func(cols, rows int), quit func()) (launcher.Terminal, error) {
+	var once sync.Once
+	stop := func() { // with plugins that hang it takes a while: say that it was heard
+		quit()
+		once.Do(func() { go fmt.Fprint(a.stderr, "\nvirtplug: ending the guest\n") }) // standard error may block
+	}
 	t, err := terminal.Open(os.Stdin, os.Stdout, terminal.Options{
-		Hold: true, OnQuit: quit, OnResize: resize, Warn: func(m string) { fmt.Fprintf(a.stderr, "%s%s\n", a.prefix(), m) },
+		Hold: true, OnQuit: stop, OnResize: resize, Warn: func(m string) { fmt.Fprintf(a.stderr, "%s%s\n", a.prefix(), m) },
 	})
 	if err != nil {
 		return nil, err

@@ -111,6 +111,9 @@ func TestExplain(t *testing.T) {
 		"power off":              {0, []string{"reboot: System halted"}, machine.PowerOff, "halted"},
 		"reboot":                 {0, []string{"reboot: Restarting system"}, machine.Reboot, "Restarting"},
 		"panic":                  {134, []string{"Kernel panic - not syncing: oh no", "trace"}, machine.Panic, "oh no"},
+		"abort after power off":  {134, []string{"reboot: System halted", "Aborted"}, machine.PowerOff, "halted; then linux.uml: ended by signal 6"},
+		"abort after restart":    {134, []string{"reboot: Restarting system", "Aborted"}, machine.Reboot, "SIGABRT"},
+		"panic while restarting": {134, []string{"reboot: Restarting system", "Kernel panic - not syncing: late"}, machine.Panic, "late"},
 		"signal":                 {139, []string{"last words"}, machine.Crashed, "SIGSEGV"},
 		"failure before booting": {1, []string{"tmpfs too small"}, machine.Crashed, "tmpfs too small"},
 	} {

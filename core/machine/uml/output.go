@@ -116,14 +116,21 @@ func explain(code int, lines []string) machine.Exit {
 		}
 		return ""
 	}
+	ended := last("reboot: ") // what a kernel says last, when all is written and the devices are quiet
 	if code == 0 {
-		if l := last("reboot: "); strings.Contains(l, "Restarting system") {
-			return machine.Exit{Reason: machine.Reboot, Detail: l}
+		if strings.Contains(ended, "Restarting system") {
+			return machine.Exit{Reason: machine.Reboot, Detail: ended}
 		}
-		return machine.Exit{Reason: machine.PowerOff, Detail: last("reboot: ")}
+		return machine.Exit{Reason: machine.PowerOff, Detail: ended}
 	}
 	if l := last(panicMark); l != "" {
 		return machine.Exit{Reason: machine.Panic, Detail: l}
+	}
+	// Now and then linux.uml 6.1 aborts while it tidies up its own process, after the guest has ended.
+	if ended != "" {
+		exit := explain(0, lines)
+		exit.Detail += "; then linux.uml: " + codeText(code)
+		return exit
 	}
 	detail := append([]string{"linux.uml: " + codeText(code)}, lines[max(0, len(lines)-detailLines):]...)
 	return machine.Exit{Reason: machine.Crashed, Detail: strings.Join(detail, "\n")}
