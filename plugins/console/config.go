@@ -23,7 +23,7 @@ type settings struct {
 	Name        string       `config:"name" help:"Name of port 0, shown below /dev/virtio-ports; needs multiport."`
 	Cols        uint16       `config:"cols" default:"0" help:"Width of port 0 in characters until it is resized; 0: unknown."`
 	Rows        uint16       `config:"rows" default:"0" help:"Height of port 0 in characters until it is resized; 0: unknown."`
-	Multiport   bool         `config:"multiport" default:"true" several:"false" help:"Offer the control queues (VIRTIO_CONSOLE_F_MULTIPORT). Without them there are no names and no first size, and Linux drops input that arrives while its driver starts. Further ports need them. Linux before 6.3 mixes up the consoles of several devices that have them: make several consoles ports of one device."`
+	Multiport   bool         `config:"multiport" default:"true" several:"false" help:"Offer the control queues (VIRTIO_CONSOLE_F_MULTIPORT). Without them there are no names and no first size, and Linux drops input that arrives while its driver starts. Further ports need them. Linux 6.1, and others without its fix of 2023, mixes up the consoles of several devices that have them: make several consoles ports of one device."`
 	ResizeOrder string       `config:"resize_order" default:"specification" oneof:"specification|rows_first" help:"Order of the sizes in the control message that resizes a console: as in VIRTIO 1.2, or as Linux drivers before 2025 read it. Only used with multiport."`
 	Ports       []portBlock  `config:"port" max:"30" help:"A further port."`
 }
