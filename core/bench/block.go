@@ -48,6 +48,9 @@ type BlockLoad struct {
 	Verify bool
 	// PID is the plugin's process, for its CPU time and memory; 0: unknown.
 	PID int
+	// Stall is how long to wait in the end for requests in flight while none comes back; then they are told as lost. 0: one
+	// minute.
+	Stall time.Duration
 	// PinDriver ties queue n's driver thread to processor n modulo the number of processors.
 	PinDriver bool
 }
@@ -110,11 +113,11 @@ func RunBlock(ctx context.Context, m *loopback.Machine, l BlockLoad) (BlockResul
 		for _, w := range workers {
 			_ = w.q.Wake() // a worker that sleeps looks at stop; it cannot fail on a descriptor that is open
 		}
-		wg.Wait()
+		awaitWorkers(&wg, workers, cmp.Or(l.Stall, time.Minute))
 	}
 	if err := sleep(ctx, l.Warmup); err != nil {
 		end()
-		return BlockResult{}, err
+		return BlockResult{}, errors.Join(err, errors.Join(errs...))
 	}
 	cpu0, cpuErr := cpuTime(l.PID)
 	start := time.Now()
@@ -136,6 +139,35 @@ func RunBlock(ctx context.Context, m *loopback.Machine, l BlockLoad) (BlockResul
 		r.DeviceRSS = residentBytes(l.PID)
 	}
 	return r, nil
+}
+
+// awaitWorkers waits for the end of wg. If no request comes back for as long as stall, the workers give up those in flight:
+// a device that loses one would be waited for without end.
+func awaitWorkers(wg *sync.WaitGroup, workers []*blockWorker, stall time.Duration) {
+	done := make(chan struct{})
+	go func() {
+		wg.Wait()
+		close(done)
+	}()
+	for last := uint64(0); ; {
+		select {
+		case <-done:
+			return
+		case <-time.After(stall):
+		}
+		var now uint64
+		for _, w := range workers {
+			now += w.reaped.Load()
+		}
+		if now != last {
+			last = now
+			continue
+		}
+		for _, w := range workers {
+			w.giveUp.Store(true)
+			_ = w.q.Wake() // as above
+		}
+	}
 }
 
 func sleep(ctx context.Context, d time.Duration) error {
@@ -191,6 +223,9 @@ type blockWorker struct {
 	busy     []bool   // a place is in flight, for Verify
 
 	errors, verified, kicks, calls uint64
+
+	reaped atomic.Uint64 // how many came back, for whoever waits for the end
+	giveUp atomic.Bool
 }
 
 // blockSlot is the memory of one request in flight.
@@ -261,6 +296,9 @@ func (w *blockWorker) run(measuring, stop *atomic.Bool) error {
 // finish waits for what is in flight, so that the device's memory can be taken away.
 func (w *blockWorker) finish() error {
 	for len(w.free) < len(w.slots) {
+		if w.giveUp.Load() {
+			return fmt.Errorf("queue %d: %d requests never came back: the device lost them, or hangs", w.index, len(w.slots)-len(w.free))
+		}
 		if n, err := w.reap(false); err != nil {
 			return err
 		} else if n == 0 && !w.q.EnableCalls() {
@@ -344,6 +382,7 @@ func (w *blockWorker) reap(measure bool) (n int, err error) {
 	for {
 		head, written, ok := w.q.Used()
 		if !ok {
+			w.reaped.Add(uint64(n))
 			return n, nil
 		}
 		if n == 0 {

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -53,6 +54,22 @@ func verify(t *testing.T, m *loopback.Machine, d time.Duration) {
 	t.Logf("%d requests, %d verified reads", res.Requests, res.Verified)
 	if res.Errors > 0 || res.Verified == 0 {
 		t.Errorf("%d errors, %d verified: want none and many", res.Errors, res.Verified)
+	}
+}
+
+// A device that answers nothing must not make the load wait for ever: every test above relies on that to fail.
+func TestProcessBenchTellsOfRequestsThatNeverCameBack(t *testing.T) {
+	t.Parallel()
+	r := open(t, "block", map[string]any{"path": image(t, 8<<20)})
+	m := r.drive(loopback.Options{QueueSize: 64})
+	pid := r.inst.Load().PID()
+	check(t, syscall.Kill(pid, syscall.SIGSTOP))
+	_, err := bench.RunBlock(t.Context(), m, bench.BlockLoad{
+		Pattern: bench.RandRead, RequestBytes: 4096, Depth: 4, Duration: 10 * time.Millisecond, Stall: 100 * time.Millisecond,
+	})
+	check(t, syscall.Kill(pid, syscall.SIGCONT))
+	if err == nil || !strings.Contains(err.Error(), "4 requests never came back") {
+		t.Errorf("RunBlock = %v", err)
 	}
 }
 
