@@ -1,9 +1,10 @@
-// Package machine defines what runs a guest. Implementations are the packages below it (uml, later kvm, …); devices and
+// Package machine defines what runs a guest. Implementations are the packages below it (kvm, uml, …); devices and
 // plugins cannot tell which one they serve.
 package machine
 
 import (
 	"context"
+	"errors"
 	"io"
 
 	"github.com/virtplug/virtplug/core/device"
@@ -25,6 +26,32 @@ type Guest struct {
 	RunDir string
 	// Console receives the kernel's own early output (not the virtio console); nil: dropped.
 	Console io.Writer
+	// Bus is how the driver finds its devices, one of the Bus constants; "" is the machine's default.
+	Bus string
+	// Started is called once, when the guest runs; nil: nobody wants to know. It must not block.
+	Started func(Running)
+}
+
+// Buses.
+const (
+	// BusMMIO is virtio-mmio (VIRTIO 1.2, 4.2).
+	BusMMIO = "mmio"
+	// BusLguest is the device page of lguest, legacy virtio.
+	BusLguest = "lguest"
+)
+
+// ErrUnsupported tells that a machine cannot do what was asked.
+var ErrUnsupported = errors.New("this machine cannot do that")
+
+// Running is a guest that runs. Its methods may be called from any goroutine, also after the guest has ended.
+type Running interface {
+	// Pause stops the virtual CPUs: when it returns none executes. Devices go on with what they were told. Idempotent.
+	// ErrUnsupported if the machine cannot.
+	Pause() error
+	// Resume goes on after Pause. Idempotent.
+	Resume() error
+	// Counters are what the machine counts, by name, since the guest started: how often the launcher was woken, as a rule.
+	Counters() map[string]uint64
 }
 
 // Reason is why a guest ended.
