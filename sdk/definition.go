@@ -13,6 +13,7 @@ import (
 type definition struct {
 	description *pluginv1.DescribeResponse
 	commands    map[string]*structSpec
+	legacy      bool
 	// newDevice decodes the settings and makes the device. It owns the files, whatever it returns.
 	newDevice func(env *Env, config []byte, files []pluginrpc.FileGrant) (Device, error)
 }
@@ -27,6 +28,7 @@ func define[C any](p Plugin[C]) (*definition, error) {
 		return nil, errors.New("the function New is nil")
 	}
 	d := &definition{
+		legacy: p.Legacy,
 		description: &pluginv1.DescribeResponse{
 			Name: p.Name, Version: p.Version, ApiVersions: []uint32{pluginrpc.APIVersion}, DeviceId: uint32(p.Device),
 			Description: p.Description, Schema: settings.proto(),
@@ -53,6 +55,9 @@ func define[C any](p Plugin[C]) (*definition, error) {
 	}
 	if len(p.Commands) > 0 {
 		d.description.Capabilities = append(d.description.Capabilities, pluginv1.Capability_CAPABILITY_COMMAND)
+	}
+	if p.Legacy {
+		d.description.Capabilities = append(d.description.Capabilities, pluginv1.Capability_CAPABILITY_LEGACY)
 	}
 	return d, pluginrpc.CheckDescription(d.description)
 }

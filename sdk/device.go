@@ -22,6 +22,12 @@ type Plugin[C any] struct {
 	Device virtio.DeviceID
 	// Description is one line for people.
 	Description string
+	// Legacy: the device also serves drivers that do not accept VIRTIO_F_VERSION_1 (2.2.3), as those of the lguest bus and very
+	// old ones. Without it, the features of such a driver are refused. Virtqueues are the same for both; what the device must
+	// mind are the "Legacy interface" sections of its type: layouts that differ (a network header of 10 bytes, say), which its
+	// FeatureSetter knows by VIRTIO_F_VERSION_1 missing; fields are little-endian all the same. Device-specific features above
+	// bit 31 are out of such a driver's sight.
+	Legacy bool
 	// Commands lists what the device's Commander takes.
 	Commands []CommandSpec
 	// New makes the device, once per process, when its settings and files are there. Errors made by SettingError are
@@ -118,7 +124,9 @@ type BatchHandler interface {
 // QueueRunner owns the loop of every queue; for a queue that needs nothing special it calls Serve.
 type QueueRunner interface {
 	// RunQueue serves q until ctx ends, then returns nil promptly; returning before that breaks the queue. Chains that it
-	// popped and neither completed nor returned by q.Unpop are finished later by Finish: the SDK waits for them.
+	// popped and neither completed nor returned by q.Unpop are finished later by Finish: the SDK waits for them. As long as
+	// q.Resubmitted is not 0 there are chains that a former instance left in flight: RunQueue pops and finishes those before it
+	// returns, even if ctx has ended, for the next start begins behind them. Serve does so by itself.
 	RunQueue(ctx context.Context, q *Queue) error
 }
 

@@ -145,6 +145,10 @@ func (q *Queue) Pop() (c *virtq.Chain, ok bool, err error) { return q.vq.Pop() }
 // Unpop gives back the chain popped last, unchanged; see virtq.Queue.Unpop.
 func (q *Queue) Unpop(c *virtq.Chain) bool { return q.vq.Unpop(c) }
 
+// Resubmitted is how many chains a former instance left in flight that Pop has not returned yet; Pop returns them first, and
+// Unpop does not take them back. Called by whoever calls Pop.
+func (q *Queue) Resubmitted() int { return q.vq.Resubmitted() }
+
 // Complete stages c as used with what its Writer wrote; Flush publishes it.
 func (q *Queue) Complete(c *virtq.Chain) { q.vq.Complete(c) }
 

@@ -194,6 +194,10 @@ func (r *deviceRuntime) SetFeatures(ctx context.Context, f virtio.Features) ([]b
 	if alien := f &^ r.offer.Features; alien != 0 {
 		return nil, fmt.Errorf("%s: %w: %v were not offered", op, pluginrpc.ErrInvalid, alien)
 	}
+	if !f.Has(virtio.FVersion1) && !r.def.legacy {
+		return nil, fmt.Errorf("%s %v: %w: VIRTIO_F_VERSION_1 (bit 32) is missing, and this plugin does not serve legacy drivers: "+
+			"use a driver of VIRTIO 1.0 or later (for the plugin's author: Plugin.Legacy, CAPABILITY_LEGACY)", op, f, pluginrpc.ErrInvalid)
+	}
 	if fs, ok := dev.(FeatureSetter); ok {
 		if err := fs.SetFeatures(f); err != nil {
 			return nil, fmt.Errorf("%s %v: %w", op, f, err)

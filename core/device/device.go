@@ -73,6 +73,8 @@ type Options struct {
 	// Unrecoverable: the plugin does not track chains in flight (it lacks CAPABILITY_INFLIGHT), so a queue that ran when the
 	// instance died cannot go on: the device needs a reset.
 	Unrecoverable bool
+	// Legacy: the plugin has CAPABILITY_LEGACY: it also serves drivers that do not accept VIRTIO_F_VERSION_1.
+	Legacy bool
 	// Restart is what to do after a crash.
 	Restart Restart
 }
@@ -209,6 +211,9 @@ func (d *Device) Name() string { return d.opts.Name }
 
 // ID is the virtio device type.
 func (d *Device) ID() virtio.DeviceID { return d.opts.DeviceID }
+
+// Legacy tells whether SetFeatures may leave out VIRTIO_F_VERSION_1, as a driver of the legacy interface (2.2.3) does.
+func (d *Device) Legacy() bool { return d.opts.Legacy }
 
 // Features are the bits offered to the driver. Zero before Open.
 func (d *Device) Features() virtio.Features {

@@ -80,7 +80,7 @@ func (e *echo) announce(ctx context.Context, q *sdk.Queue) error {
 			case <-e.wake:
 				continue
 			case <-ctx.Done():
-				return nil
+				return leave(q)
 			}
 		}
 		c, ok, err := q.Pop()
@@ -100,6 +100,20 @@ func (e *echo) announce(ctx context.Context, q *sdk.Queue) error {
 		}
 		e.delivered()
 	}
+}
+
+// leave returns, empty, the buffers that a former instance had taken: whoever starts the queue next would not get them.
+func leave(q *sdk.Queue) error {
+	for q.Resubmitted() > 0 {
+		c, _, err := q.Pop()
+		if err != nil {
+			return err
+		}
+		if err := q.Finish(c); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (e *echo) next() (string, bool) {

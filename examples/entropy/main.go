@@ -28,7 +28,8 @@ func (e entropy) HandleChain(_ context.Context, _ *sdk.Queue, c *virtq.Chain) er
 func plugin() sdk.Plugin[sdk.NoConfig] {
 	return sdk.Plugin[sdk.NoConfig]{
 		Name: "entropy", Version: "0.1.0", Device: virtio.IDEntropy, Description: "Random bytes for the guest (virtio-rng).",
-		New: func(*sdk.Env, sdk.NoConfig) (sdk.Device, error) { return entropy{src: rand.Reader}, nil },
+		Legacy: true, // bytes are bytes, for drivers of any age
+		New:    func(*sdk.Env, sdk.NoConfig) (sdk.Device, error) { return entropy{src: rand.Reader}, nil },
 	}
 }
 

@@ -18,6 +18,7 @@ func plugin() sdk.Plugin[settings] {
 		Version:     "0.1.0",
 		Device:      virtio.IDBlock,
 		Description: "Disk on a raw image file or a block device",
+		Legacy:      true,
 		Commands:    []sdk.CommandSpec{resizeCommand},
 		New: func(env *sdk.Env, cfg settings) (sdk.Device, error) {
 			return newBlock(env.Name, env, func(err error) { env.Log.Error("I/O failed", "error", err) }, &cfg)
@@ -165,6 +166,11 @@ func (b *block) HandleBatch(_ context.Context, q *sdk.Queue, batch []*virtq.Chai
 
 // SetFeatures takes what the driver accepted. No queue runs.
 func (b *block) SetFeatures(f virtio.Features) error {
+	if !f.Has(virtio.FVersion1) && f.Has(virtio.FBlkConfigWCE) {
+		b.cache.noFlush.Store(false)
+		b.accept(f) // a legacy driver may have set writeback before: the cache mode stays (5.2.5.3)
+		return nil
+	}
 	b.start(f, f.Has(virtio.FBlkFlush))
 	return nil
 }
@@ -175,9 +181,14 @@ func (b *block) Reset() error {
 	return nil
 }
 
-// start sets what depends on the driver's features.
+// start sets what depends on the driver's features, the cache mode too.
 func (b *block) start(f virtio.Features, canFlush bool) {
 	b.cache.start(b.cfg.Cache == "writethrough", canFlush)
+	b.accept(f)
+}
+
+// accept sets what requests are checked against.
+func (b *block) accept(f virtio.Features) {
 	for i := range b.queues {
 		b.queues[i].rules = rules{
 			readOnly: b.cfg.ReadOnly,

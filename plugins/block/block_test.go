@@ -217,7 +217,7 @@ func TestCacheModeFollowsTheDriver(t *testing.T) {
 	if err := b.Reset(); err != nil {
 		t.Fatal(err)
 	}
-	if err := b.SetFeatures(b.Spec().Features &^ virtio.FBlkFlush); err != nil {
+	if err := b.SetFeatures(virtio.FVersion1 | b.Spec().Features&^virtio.FBlkFlush); err != nil {
 		t.Fatal(err)
 	}
 	if b.ReadConfig()[virtio.BlkCfgWriteback] != 0 {
@@ -229,11 +229,44 @@ func TestCacheModeFollowsTheDriver(t *testing.T) {
 	if err := b.Reset(); err != nil {
 		t.Fatal(err)
 	}
-	if err := b.SetFeatures(b.Spec().Features); err != nil {
+	if err := b.SetFeatures(virtio.FVersion1 | b.Spec().Features); err != nil {
 		t.Fatal(err)
 	}
 	if b.ReadConfig()[virtio.BlkCfgWriteback] != 1 {
 		t.Error("a reset does not bring the setting back")
+	}
+}
+
+// A legacy driver sets writeback whenever it likes, and no choice of features changes it (5.2.5.3); one that does not know the
+// field has what its features say.
+func TestALegacyDriversCacheMode(t *testing.T) {
+	t.Parallel()
+	b, _ := newDisk(t, imageFile(t, 1<<20), defaultSettings())
+	legacy := b.Spec().Features
+	for _, tc := range []struct {
+		name      string
+		before    byte
+		features  virtio.Features
+		writeback byte
+	}{
+		{"written through before", 0, legacy, 0},
+		{"written back before, and no FLUSH", 1, legacy &^ virtio.FBlkFlush, 1},
+		{"no CONFIG_WCE", 0, legacy &^ virtio.FBlkConfigWCE, 1},
+		{"neither", 1, legacy &^ (virtio.FBlkConfigWCE | virtio.FBlkFlush), 0},
+		{"not legacy, no FLUSH", 1, virtio.FVersion1 | legacy&^virtio.FBlkFlush, 0},
+	} {
+		if err := b.Reset(); err != nil {
+			t.Fatal(err)
+		}
+		if err := b.WriteConfig(virtio.BlkCfgWriteback, []byte{tc.before}); err != nil {
+			t.Fatal(err)
+		}
+		if err := b.SetFeatures(tc.features); err != nil {
+			t.Fatal(err)
+		}
+		if got := b.ReadConfig()[virtio.BlkCfgWriteback]; got != tc.writeback {
+			t.Errorf("%s: writeback is %d, want %d", tc.name, got, tc.writeback)
+		}
 	}
 }
 

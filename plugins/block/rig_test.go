@@ -110,7 +110,7 @@ func newDisk(tb testing.TB, path string, cfg settings) (*block, *fakeHost) {
 		tb.Fatal(err)
 	}
 	tb.Cleanup(func() { _ = b.Close() })
-	if err := b.SetFeatures(b.Spec().Features); err != nil {
+	if err := b.SetFeatures(virtio.FVersion1 | b.Spec().Features); err != nil {
 		tb.Fatal(err)
 	}
 	return b, h

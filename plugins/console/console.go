@@ -196,7 +196,7 @@ func (c *console) sendControl(ctx context.Context, q queue) error {
 			select {
 			case <-c.ctl.wake:
 			case <-ctx.Done():
-				return nil
+				return takeOld(q, func(chain *virtq.Chain) error { return c.sendOne(q, chain) })
 			}
 		}
 		chain, ok, err := q.Pop()
@@ -226,7 +226,10 @@ func (c *console) sendOne(q queue, chain *virtq.Chain) error {
 	case need == 0: // the driver began anew meanwhile
 		if q.Unpop(chain) {
 			return nil
-		} // one that a former instance left cannot be given back unused
+		}
+		// One that a former instance left cannot be given back unused. Linux reads what stands in it whatever its length, so it
+		// gets a message that says nothing: for a port that there is not. As much as fits.
+		_, _ = w.Write(message{port: ^uint32(0), event: virtio.ConsolePortOpen}.bytes())
 	default: // too short (5.3.6.2.2): back to the driver unused, the message waits for a better one
 		c.ports[0].badBuffers.Add(1)
 	}

@@ -244,6 +244,7 @@ func TestStopWithChainsOfACrashedInstance(t *testing.T) {
 		sameBytes(t, "output", readN(t, user, len(out)), out)
 		g.rings[0].post(nil, 4096, true)
 		eventually(t, "input", func() bool { return string(g.rings[0].input()) == "typed" })
+		g.rings[0].post(nil, 4096, true) // both buffers from before the stop came back empty
 		if _, err := user.Write([]byte(" more")); err != nil {
 			t.Fatal(err)
 		}

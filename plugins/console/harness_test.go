@@ -117,6 +117,8 @@ func (r *ring) Unpop(c *virtq.Chain) bool {
 	return r.dev.Unpop(c)
 }
 
+func (r *ring) Resubmitted() int { return r.dev.Resubmitted() }
+
 func (r *ring) Finish(c *virtq.Chain) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()

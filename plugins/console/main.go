@@ -30,6 +30,7 @@ func plugin() sdk.Plugin[settings] {
 		Version:     "0.1.0",
 		Device:      virtio.IDConsole,
 		Description: "virtio console with several ports on terminals, pseudo-terminals, sockets and log files",
+		Legacy:      true,
 		Commands: []sdk.CommandSpec{{
 			Name: "resize", Description: "Change a console's size.", Args: resizeArgs{},
 		}},

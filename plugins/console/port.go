@@ -31,6 +31,7 @@ const (
 type queue interface {
 	Pop() (c *virtq.Chain, ok bool, err error)
 	Unpop(c *virtq.Chain) bool
+	Resubmitted() int
 	Wait(ctx context.Context) error
 	Finish(c *virtq.Chain) error
 }
@@ -82,7 +83,25 @@ func (p *port) receive(ctx context.Context, q queue) error {
 	if r.held != nil { // the queue cannot stop before it is finished; empty, since there was nothing to put into it
 		err = errors.Join(err, q.Finish(r.held))
 	}
-	return stopped(ctx, err)
+	if err = stopped(ctx, err); err != nil {
+		return err
+	}
+	return takeOld(q, q.Finish) // empty too
+}
+
+// takeOld gives f the chains that a former instance left in flight and this run of a queue did not come to: the next one
+// would not get them.
+func takeOld(q queue, f func(*virtq.Chain) error) error {
+	for q.Resubmitted() > 0 {
+		c, _, err := q.Pop()
+		if err != nil {
+			return err
+		}
+		if err := f(c); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // receiver is one run of a receiveq.
@@ -205,7 +224,7 @@ func (p *port) transmit(ctx context.Context, q queue) error {
 		return err
 	}
 	if !p.writeTail(ctx) {
-		return p.giveBack(q, c)
+		return p.leave(q, c)
 	}
 	buf := make([]byte, chunk)
 	for {
@@ -222,7 +241,7 @@ func (p *port) transmit(ctx context.Context, q queue) error {
 			continue
 		}
 		if !p.transmitChain(ctx, c, buf) {
-			return p.giveBack(q, c)
+			return p.leave(q, c)
 		}
 		p.sent = 0
 		if err := q.Finish(c); err != nil {
@@ -262,10 +281,20 @@ func (p *port) output(ctx context.Context, b []byte) (int, bool) {
 	return len(b), true
 }
 
+// leave ends a run of a transmitq whose host's end does not take c, if there is one, before the queue stops.
+func (p *port) leave(q queue, c *virtq.Chain) error {
+	if c != nil {
+		if err := p.giveBack(q, c); err != nil {
+			return err
+		}
+	}
+	return takeOld(q, func(c *virtq.Chain) error { return p.giveBack(q, c) })
+}
+
 // giveBack returns a chain whose bytes were written up to p.sent to the queue. One that a former instance left in flight
 // cannot go back: then its bytes wait here, as far as tailMax allows.
 func (p *port) giveBack(q queue, c *virtq.Chain) error {
-	if c == nil || q.Unpop(c) {
+	if q.Unpop(c) {
 		return nil
 	}
 	// The chain's reader may be ahead of what was written: read it from the start.

@@ -234,6 +234,12 @@ func onRing(h func(r *ringAccess, q *sdk.Queue, c *virtq.Chain)) Opener {
 	}
 }
 
+func legacySample(d sdk.Device) Opener {
+	p := sample(d)
+	p.Legacy = true
+	return InProcess(p)
+}
+
 func device(d sdk.Device) Opener { return InProcess(sample(d)) }
 
 // broken lists devices that break one rule, the case that must find each, and what it says.
@@ -322,6 +328,14 @@ func broken(t *testing.T) []struct {
 		{"takes any setting", with(func(w *wrong) { w.configure = swallow }), "configure/strict", "accepted"},
 		{"is configured twice", with(func(w *wrong) { w.configure = swallow }), "configure/once", "accepted"},
 		{"takes any feature", with(func(w *wrong) { w.features = swallow }), "features/subset", "which was not offered: accepted"},
+		{"takes a legacy driver undeclared", with(func(w *wrong) { w.features = swallow }), "features/legacy", "without CAPABILITY_LEGACY: accepted"},
+		{"declares legacy and refuses it", with(func(w *wrong) {
+			w.describe = func(d *pluginv1.DescribeResponse) {
+				d.Capabilities = []pluginv1.Capability{pluginv1.Capability_CAPABILITY_LEGACY}
+			}
+		}), "features/legacy", "VIRTIO_F_VERSION_1 (bit 32) is missing"},
+		{"does not serve its legacy driver", legacySample(loop(func(ctx context.Context, _ *sdk.Queue) error { <-ctx.Done(); return nil })),
+			"features/legacy+event-idx", "were not completed"},
 		{"takes calls before Configure", with(func(w *wrong) { w.features, w.memoryErr, w.startErr = swallow, swallow, swallow }), "order/unconfigured", "accepted"},
 		{"starts when it is not ready", with(func(w *wrong) { w.startErr = swallow }), "order/not-ready", "accepted"},
 		{"changes memory while it runs", with(func(w *wrong) { w.memoryErr = swallow }), "order/running", "AttachMemory"},
@@ -361,6 +375,8 @@ func broken(t *testing.T) []struct {
 				}
 			}
 		}), "recover/in-flight", "resubmitted 0"},
+		{"leaves what was in flight at a stop", device(loop(func(ctx context.Context, _ *sdk.Queue) error { <-ctx.Done(); return nil })),
+			"recover/stopped", "next_avail"},
 		{"serves what was published again", with(func(w *wrong) {
 			w.start = func(q *pluginrpc.QueueStart) {
 				if q.Recover {

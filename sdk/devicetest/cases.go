@@ -24,6 +24,8 @@ func Cases() []Case {
 		{"order/not-ready", lifeCycle, orderNotReady},
 		{"order/running", lifeCycle, orderRunning},
 		{"features/subset", "VIRTIO 1.2, 2.2; plugin-protocol.md, Life cycle", featuresSubset},
+		{"features/legacy", "VIRTIO 1.2, 2.2.3, 6.1; plugin.proto, CAPABILITY_LEGACY", featuresLegacy},
+		{"features/legacy+event-idx", "VIRTIO 1.2, 2.2.3, 2.7.10; plugin.proto, CAPABILITY_LEGACY", legacyQueues(virtio.FIndirectDesc | virtio.FEventIdx)},
 		{"config/space", "VIRTIO 1.2, 2.5; plugin-protocol.md, Life cycle", configSpace},
 		{"memory/refused", lifeCycle, memoryRefused},
 		{"memory/replaced", lifeCycle, memoryReplaced},
@@ -50,6 +52,7 @@ func Cases() []Case {
 		{"commands/answered", "plugin.proto, CommandSpec", commandsAnswered},
 	}, hostileCases(), []Case{
 		{"recover/in-flight", inflightMD, recoverInflight},
+		{"recover/stopped", inflightMD, recoverStopped},
 		{"recover/publishing", inflightMD, recoverPublishing},
 		{"recover/garbage", inflightMD, recoverGarbage},
 		{"recover/killed", inflightMD, recoverKilled},

@@ -225,37 +225,42 @@ func chains(ring virtio.Features) func(*runner) {
 	return func(t *runner) {
 		m := t.queued(ring, defaultSize)
 		m.format(ring)
-		m.startAll()
-		for _, q := range m.queues[:min(len(m.queues), 8)] {
-			if q.keeps {
-				for _, s := range shapes(4) {
-					q.send(s)
-				}
-				q.publish()
-				q.settle()
-				continue
-			}
-			all := shapes(min(int(q.size), 8))
-			for _, s := range all {
+		m.exchange()
+	}
+}
+
+// exchange sends chains of all shapes through the first queues, started and stopped for it.
+func (m *machine) exchange() {
+	m.startAll()
+	for _, q := range m.queues[:min(len(m.queues), 8)] {
+		if q.keeps {
+			for _, s := range shapes(4) {
 				q.send(s)
-				q.publish()
-				q.settle()
 			}
-			for i := 0; i < len(all); {
-				for i < len(all) && q.send(all[i]) {
-					i++
-				}
-				q.publish()
-				q.settle()
-			}
-			if !q.send(all[len(all)-1]) {
-				t.Errorf("queue %d: its ring is full, and nothing is in flight", q.index)
+			q.publish()
+			q.settle()
+			continue
+		}
+		all := shapes(min(int(q.size), 8))
+		for _, s := range all {
+			q.send(s)
+			q.publish()
+			q.settle()
+		}
+		for i := 0; i < len(all); {
+			for i < len(all) && q.send(all[i]) {
+				i++
 			}
 			q.publish()
 			q.settle()
 		}
-		m.stopAll()
+		if !q.send(all[len(all)-1]) {
+			m.t.Errorf("queue %d: its ring is full, and nothing is in flight", q.index)
+		}
+		q.publish()
+		q.settle()
 	}
+	m.stopAll()
 }
 
 // notifications drives a queue by calls alone: a lost kick or call shows as a chain that never comes back.

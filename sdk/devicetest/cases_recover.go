@@ -69,6 +69,28 @@ func recoverInflight(t *runner) {
 	m.alive()
 }
 
+// recoverStopped stops a queue as soon as it continues: what a former instance left must be completed first, also in a queue
+// that otherwise waits for something outside, for nobody does it later.
+func recoverStopped(t *runner) {
+	m, _ := t.heir()
+	for _, q := range m.queues[:min(len(m.queues), 6)] {
+		vq, region := q.former()
+		for range 5 {
+			q.send(shape{readable: []int{16}, writable: []int{32}})
+		}
+		q.ring.Publish()
+		var cs [4]*virtq.Chain
+		if n, err := vq.PopBatch(cs[:]); n != len(cs) || err != nil {
+			t.Fatalf("the former instance took %d chains, %w", n, err)
+		}
+		vq.CompleteBatch(cs[1:2])
+		if n := q.inherit(region); n != 3 {
+			t.Errorf("StartQueue with recover: resubmitted %d: want 3", n)
+		}
+		q.stop()
+	}
+}
+
 // recoverPublishing dies between the store of the used index and the clearing of the batch.
 func recoverPublishing(t *runner) {
 	_, q := t.heir()

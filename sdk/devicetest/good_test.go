@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"io"
 	"os"
+	"strings"
 	"testing"
 
 	"github.com/virtplug/virtplug/sdk"
@@ -57,6 +58,24 @@ func (panics) HandleChain(_ context.Context, _ *sdk.Queue, c *virtq.Chain) error
 func TestAGoodDevicePasses(t *testing.T) {
 	t.Parallel()
 	devicetest.Run(t, pluginOf(good{}), devicetest.Options{})
+}
+
+func TestAGoodLegacyDevicePasses(t *testing.T) {
+	t.Parallel()
+	p := pluginOf(good{})
+	p.Legacy = true
+	devicetest.Run(t, p, devicetest.Options{Skip: skipAllBut("features/")})
+}
+
+// skipAllBut skips the cases of other names.
+func skipAllBut(prefix string) map[string]string {
+	skip := map[string]string{}
+	for _, c := range devicetest.Cases() {
+		if !strings.HasPrefix(c.Name, prefix) {
+			skip[c.Name] = "another test has it"
+		}
+	}
+	return skip
 }
 
 func TestAGoodProgramPasses(t *testing.T) {

@@ -48,10 +48,16 @@ type machine struct {
 // newMachine opens and configures an instance and sets it up with features, all of the device's own and those of ring, as far
 // as offered. Its queues are made and not started.
 func (t *runner) newMachine(ring virtio.Features, size uint16) *machine {
+	return t.machineFor(^virtio.Features(0), ring, size)
+}
+
+// machineFor is newMachine for a driver that knows only the features in sight.
+func (t *runner) machineFor(sight, ring virtio.Features, size uint16) *machine {
 	target := t.opened()
 	m := &machine{t: t, target: target, offer: t.configure(target), size: size}
 	m.features = m.offer.Features &^ (virtio.FIndirectDesc | virtio.FEventIdx) & m.known()
 	m.features |= ring & m.offer.Features
+	m.features &= sight
 	m.makeMemory(layout{})
 	m.negotiate()
 	m.attach()

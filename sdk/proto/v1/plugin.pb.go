@@ -50,6 +50,9 @@ const (
 	Capability_CAPABILITY_INFLIGHT Capability = 2
 	// Command is implemented.
 	Capability_CAPABILITY_COMMAND Capability = 3
+	// The plugin serves drivers that did not accept VIRTIO_F_VERSION_1 too (VIRTIO 1.2, the "Legacy interface" sections): legacy
+	// layouts of requests and configuration space, little-endian. Virtqueues are the same; StartQueue names their areas.
+	Capability_CAPABILITY_LEGACY Capability = 4
 )
 
 // Enum value maps for Capability.
@@ -59,12 +62,14 @@ var (
 		1: "CAPABILITY_CONFIG_WRITE",
 		2: "CAPABILITY_INFLIGHT",
 		3: "CAPABILITY_COMMAND",
+		4: "CAPABILITY_LEGACY",
 	}
 	Capability_value = map[string]int32{
 		"CAPABILITY_UNSPECIFIED":  0,
 		"CAPABILITY_CONFIG_WRITE": 1,
 		"CAPABILITY_INFLIGHT":     2,
 		"CAPABILITY_COMMAND":      3,
+		"CAPABILITY_LEGACY":       4,
 	}
 )
 
@@ -991,7 +996,8 @@ func (x *ConfigError) GetMessage() string {
 
 type ConfigureResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Feature bits offered, device-specific ones and the ring's, VIRTIO_F_VERSION_1 included (VIRTIO 1.2, section 6).
+	// Feature bits offered, device-specific ones and the ring's, VIRTIO_F_VERSION_1 included (VIRTIO 1.2, section 6). A driver of
+	// the legacy interface sees bits 0 to 31.
 	Features uint64 `protobuf:"varint,1,opt,name=features,proto3" json:"features,omitempty"`
 	// The size of each virtqueue, in order, that the driver is told as the largest where the transport can tell it; a power of
 	// two, at most 32768.
@@ -1055,7 +1061,8 @@ func (x *ConfigureResponse) GetConfig() []byte {
 
 type SetFeaturesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// A subset of the offered bits. A bit that was not offered is INVALID_ARGUMENT.
+	// A subset of the offered bits. A bit that was not offered is INVALID_ARGUMENT. So is a set without VIRTIO_F_VERSION_1, the
+	// choice of a legacy driver (2.2.3), for a plugin without CAPABILITY_LEGACY.
 	Features      uint64 `protobuf:"varint,1,opt,name=features,proto3" json:"features,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2828,13 +2835,14 @@ const file_sdk_proto_v1_plugin_proto_rawDesc = "" +
 	"\targs_json\x18\x02 \x01(\tR\bargsJson\"2\n" +
 	"\x0fCommandResponse\x12\x1f\n" +
 	"\vresult_json\x18\x01 \x01(\tR\n" +
-	"resultJson*v\n" +
+	"resultJson*\x8d\x01\n" +
 	"\n" +
 	"Capability\x12\x1a\n" +
 	"\x16CAPABILITY_UNSPECIFIED\x10\x00\x12\x1b\n" +
 	"\x17CAPABILITY_CONFIG_WRITE\x10\x01\x12\x17\n" +
 	"\x13CAPABILITY_INFLIGHT\x10\x02\x12\x16\n" +
-	"\x12CAPABILITY_COMMAND\x10\x03*\xa1\x02\n" +
+	"\x12CAPABILITY_COMMAND\x10\x03\x12\x15\n" +
+	"\x11CAPABILITY_LEGACY\x10\x04*\xa1\x02\n" +
 	"\rAttributeType\x12\x1e\n" +
 	"\x1aATTRIBUTE_TYPE_UNSPECIFIED\x10\x00\x12\x19\n" +
 	"\x15ATTRIBUTE_TYPE_STRING\x10\x01\x12\x17\n" +
