@@ -17,6 +17,7 @@ GOVULNCHECK_VERSION := 1.9.0
 TOOLS := $(CURDIR)/.tools/bin
 
 MACHINE ?= uml
+BUS ?=
 FUZZTIME ?= 10s
 BENCHTIME ?= 1s
 COUNT ?= 1
@@ -33,8 +34,8 @@ help: ## list the targets
 	@echo 'Variables: MACHINE=$(MACHINE) FUZZTIME=$(FUZZTIME) BENCHTIME=$(BENCHTIME) PREFIX=$(PREFIX) VERSION=$(VERSION)'
 
 .PHONY: demo
-demo: build ## boot Linux whose disk and console are plugins; poweroff or Ctrl-A x ends it
-	@MACHINE='$(MACHINE)' examples/demo/run
+demo: build ## boot Linux whose disk and console are plugins; poweroff or Ctrl-A x ends it. MACHINE=uml, kvm or auto
+	@MACHINE='$(MACHINE)' BUS='$(BUS)' examples/demo/run
 
 .PHONY: build
 build: go ## build bin/virtplug and a program for each plugin
@@ -43,6 +44,18 @@ build: go ## build bin/virtplug and a program for each plugin
 .PHONY: build-one
 build-one:
 	$(GOBUILD) -o $(PROGRAM) ./$(if $(filter bin/virtplug,$(PROGRAM)),cmd/virtplug,plugins/$(PROGRAM:bin/virtplug-plugin-%=%))
+
+.PHONY: guest
+guest: ## build the freestanding guest: needs gcc
+	@$(MAKE) -C guest OUT='$(CURDIR)/bin/guest'
+
+.PHONY: guest-module
+guest-module: ## build lguest_bus.ko for Linux; KDIR= chooses the kernel's headers
+	@$(MAKE) -C guest module OUT='$(CURDIR)/bin/guest' $(if $(KDIR),KDIR='$(KDIR)')
+
+.PHONY: guest-check
+guest-check: ## test the headers for kernels of your own, on this host
+	@$(MAKE) -C guest check OUT='$(CURDIR)/bin/guest'
 
 # A clear word instead of "command not found".
 .PHONY: go
