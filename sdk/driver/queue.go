@@ -44,19 +44,35 @@ type Queue struct {
 
 // New lays a queue out in the arena. All areas are zero.
 func New(a *Arena, c Config) (*Queue, error) {
-	n := int(c.Size)
-	q := &Queue{cfg: c, mask: c.Size - 1, mem: a.mem, next: make([]uint16, n), held: make([]uint16, n), freeN: n}
 	var errs [3]error
-	q.desc, errs[0] = a.Alloc(virtio.DescTableBytes(c.Size), guestmem.PageSize)
-	q.avail, errs[1] = a.Alloc(virtio.AvailRingBytes(c.Size), virtio.AvailAlign)
-	q.used, errs[2] = a.Alloc(virtio.UsedRingBytes(c.Size), guestmem.PageSize)
+	var areas [3]guestmem.GPA
+	areas[0], errs[0] = a.Alloc(virtio.DescTableBytes(c.Size), guestmem.PageSize)
+	areas[1], errs[1] = a.Alloc(virtio.AvailRingBytes(c.Size), virtio.AvailAlign)
+	areas[2], errs[2] = a.Alloc(virtio.UsedRingBytes(c.Size), guestmem.PageSize)
 	if err := errors.Join(errs[:]...); err != nil {
 		return nil, err
+	}
+	for i, n := range [3]int{virtio.DescTableBytes(c.Size), virtio.AvailRingBytes(c.Size), virtio.UsedRingBytes(c.Size)} {
+		b, err := a.mem.Slice(areas[i], n)
+		if err != nil {
+			return nil, fmt.Errorf("driver queue: %w", err)
+		}
+		clear(b)
+	}
+	return NewAt(a, a.mem, c, areas[0], areas[1], areas[2])
+}
+
+// NewAt takes a queue whose areas somebody else has laid out in mem and zeroed, as legacy transports do; a is only for
+// indirect tables and need not hold the areas. Nothing is written before the first Add: the device may be running already.
+func NewAt(a *Arena, mem *guestmem.Memory, c Config, desc, avail, used guestmem.GPA) (*Queue, error) {
+	n := int(c.Size)
+	q := &Queue{
+		cfg: c, mask: c.Size - 1, mem: mem, desc: desc, avail: avail, used: used,
+		next: make([]uint16, n), held: make([]uint16, n), freeN: n,
 	}
 	if err := q.attach(); err != nil {
 		return nil, fmt.Errorf("driver queue: %w", err)
 	}
-	clear(q.descB)
 	for i := range q.next {
 		q.next[i] = uint16(i + 1)
 	}
@@ -68,7 +84,7 @@ func New(a *Arena, c Config) (*Queue, error) {
 
 func (q *Queue) attach() error {
 	n := int(q.cfg.Size)
-	var errs [11]error
+	var errs [10]error
 	var availB, usedB []byte
 	q.descB, errs[0] = q.mem.Slice(q.desc, virtio.DescTableBytes(q.cfg.Size))
 	availB, errs[1] = q.mem.Slice(q.avail, virtio.AvailRingBytes(q.cfg.Size))
@@ -76,8 +92,6 @@ func (q *Queue) attach() error {
 	if err := errors.Join(errs[:]...); err != nil {
 		return err
 	}
-	clear(availB)
-	clear(usedB)
 	q.availFlags, errs[3] = shm.U16At(availB, 0)
 	q.availHead, errs[4] = shm.U16At(availB, 2)
 	q.availRing, errs[5] = shm.RingAt(availB, 4, 2*n, 2)

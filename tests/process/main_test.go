@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -17,6 +18,7 @@ import (
 	"github.com/virtplug/virtplug/core/machine/loopback"
 	"github.com/virtplug/virtplug/core/pluginhost"
 	"github.com/virtplug/virtplug/sdk/pluginrpc"
+	pluginv1 "github.com/virtplug/virtplug/sdk/proto/v1"
 	"github.com/virtplug/virtplug/sdk/virtio"
 )
 
@@ -66,6 +68,7 @@ func open(t *testing.T, plugin string, settings map[string]any) *rig {
 	log := hclog.New(&hclog.LoggerOptions{Name: plugin, Level: hclog.Warn, Output: testWriter{t}})
 	r.dev = device.New(device.Options{
 		Name: plugin + "0", DeviceID: virtio.DeviceID(desc.GetDeviceId()), Log: log,
+		Legacy: slices.Contains(desc.GetCapabilities(), pluginv1.Capability_CAPABILITY_LEGACY),
 		Start: func(ctx context.Context) (device.Instance, error) {
 			i, err := pluginhost.Start(ctx, pluginhost.Spec{
 				Program: prog, Log: log, TempDir: t.TempDir(),

@@ -41,6 +41,7 @@ type Machine struct {
 	arena    *driver.Arena
 	features virtio.Features
 	queues   []*Queue
+	lent     bool // a view of a Lguest, which is whose everything is
 }
 
 // Queue is the driver side of one virtqueue, with its notifications. One goroutine at a time, but for Wake.
@@ -49,6 +50,8 @@ type Queue struct {
 	kick *os.File
 	fd   int // kick's descriptor
 	call *eventfd.Waiter
+	// notify kicks in stead of fd, on a bus where that is not the driver's to signal; nil: fd.
+	notify func()
 }
 
 const memoryStart = 0x10_0000 // as on a PC: not 0, so that a mixed-up offset shows
@@ -176,13 +179,19 @@ func (m *Machine) Device() *device.Device { return m.dev }
 // Send publishes what Add put in and kicks if the device wants that.
 func (q *Queue) Send() error {
 	if q.Publish() {
-		return eventfd.Signal(q.fd)
+		return q.Kick()
 	}
 	return nil
 }
 
 // Kick notifies the device whether it wants that or not.
-func (q *Queue) Kick() error { return eventfd.Signal(q.fd) }
+func (q *Queue) Kick() error {
+	if q.notify != nil {
+		q.notify()
+		return nil
+	}
+	return eventfd.Signal(q.fd)
+}
 
 // WaitCall blocks until the device calls or Wake is called. Ask EnableCalls first: if it says that there is more, do not
 // wait. Spurious returns are possible.
@@ -193,6 +202,9 @@ func (q *Queue) Wake() error { return q.call.Wake() }
 
 // Close stops the queues, resets the device and releases the memory. The device stays open.
 func (m *Machine) Close(ctx context.Context) error {
+	if m.lent {
+		return nil
+	}
 	var errs []error
 	for i := range m.queues {
 		_, err := m.dev.StopQueue(ctx, i)
