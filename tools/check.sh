@@ -18,17 +18,17 @@ step() {
 }
 
 generated_sum() {
-	find sdk core -name '*.pb.go' | sort | xargs cat | sha256sum
+	find sdk core -name '*.pb.go' -o -name 'z*_linux_*.go' | sort | xargs cat | sha256sum
 }
 
-# What protoc and its generators make now is what is committed.
+# What protoc, cgo and their generators make now is what is committed.
 generated() {
 	local before after
 	before=$(generated_sum)
 	tools/generate.sh || return
 	after=$(generated_sum)
 	[ "$before" = "$after" ] || {
-		echo "*.pb.go were out of date; they are generated anew: commit them" >&2
+		echo "generated code (*.pb.go, z*_linux_*.go) was out of date; it is generated anew: commit it" >&2
 		return 1
 	}
 }

@@ -80,26 +80,6 @@ func TestCommandLineTooLongIsRefused(t *testing.T) {
 	}
 }
 
-func TestOutputKeepsABoundedTailOfLines(t *testing.T) {
-	t.Parallel()
-	o := newOutput(nil)
-	for range 3 * keptLines {
-		_, _ = o.Write([]byte("one line\r\nan"))
-		_, _ = o.Write([]byte("other\n"))
-	}
-	_, _ = o.Write([]byte(strings.Repeat("x", 1<<20)))
-	_, _ = o.Write([]byte("\nend"))
-	lines := o.lines()
-	if len(lines) != keptLines+1 || lines[keptLines] != "end" {
-		t.Errorf("%d lines, last %q: want %d and the unfinished one", len(lines), lines[len(lines)-1], keptLines)
-	}
-	for _, l := range lines {
-		if len(l) > keptLine {
-			t.Errorf("a line of %d bytes was kept", len(l))
-		}
-	}
-}
-
 func TestExplain(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {

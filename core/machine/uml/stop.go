@@ -10,11 +10,12 @@ import (
 	"time"
 
 	"github.com/virtplug/virtplug/core/machine"
+	"github.com/virtplug/virtplug/core/machine/kernellog"
 )
 
 // stop ends a guest whose context ended: it is asked to write its file systems back and to halt, and killed when Grace is
 // over.
-func (m *Machine) stop(g machine.Guest, p *process, out *output) {
+func (m *Machine) stop(g machine.Guest, p *process, out *kernellog.Log) {
 	defer p.kill()
 	over := make(chan struct{})
 	t := time.AfterFunc(m.opts.Grace, func() { close(over) })
@@ -31,7 +32,7 @@ func (m *Machine) stop(g machine.Guest, p *process, out *output) {
 			m.opts.Log.Debug("guest does not answer", "error", err)
 			return
 		}
-		if step.answer != "" && !out.await(step.answer, either(over, p.done)) {
+		if step.answer != "" && !out.Await(step.answer, either(over, p.done)) {
 			return
 		}
 	}

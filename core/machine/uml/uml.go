@@ -13,6 +13,7 @@ import (
 
 	"github.com/virtplug/virtplug/core/device"
 	"github.com/virtplug/virtplug/core/machine"
+	"github.com/virtplug/virtplug/core/machine/kernellog"
 	"github.com/virtplug/virtplug/core/transport/vhostuser"
 	"github.com/virtplug/virtplug/sdk/virtio"
 )
@@ -116,22 +117,25 @@ func (m *Machine) run(ctx context.Context, g machine.Guest, eps []endpoint) (exi
 	if ctx.Err() != nil {
 		return machine.Exit{Reason: machine.Stopped}, nil
 	}
-	out := newOutput(g.Console)
+	out := kernellog.New(g.Console)
 	proc, err := start(p.kernel, args, g.RunDir, p.tmpDir, out)
 	if err != nil {
 		return exit, err
 	}
 	m.opts.Log.Debug("guest started", "pid", proc.pid, "jail", proc.jail)
+	if g.Started != nil {
+		g.Started(running{})
+	}
 	select {
 	case <-proc.done:
 	case <-ctx.Done():
 		m.stop(g, proc, out)
 		<-proc.done
-		out.close()
+		out.Close()
 		return machine.Exit{Reason: machine.Stopped, Detail: context.Cause(ctx).Error()}, nil
 	}
-	out.close()
-	return explain(proc.code, out.lines()), nil
+	out.Close()
+	return explain(proc.code, out.Lines()), nil
 }
 
 // runDirMax leaves room for the longest socket below RunDir in the 108 bytes of a unix socket's address.
@@ -159,3 +163,15 @@ func prepareRunDir(g machine.Guest) error {
 	}
 	return nil
 }
+
+// running is a guest that can only be watched.
+type running struct{}
+
+// Pause implements machine.Running.
+func (running) Pause() error { return machine.ErrUnsupported }
+
+// Resume implements machine.Running.
+func (running) Resume() error { return machine.ErrUnsupported }
+
+// Counters implements machine.Running: the launcher is not woken for this guest.
+func (running) Counters() map[string]uint64 { return nil }
