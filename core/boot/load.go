@@ -42,22 +42,40 @@ func (k *Kernel) Load(r Request) (Entry, error) {
 	return e, nil
 }
 
+// Fits tells whether Load will find a place for everything, before there is guest memory: r.Memory may be nil. Errors are
+// those of Load.
+func (k *Kernel) Fits(r Request) error {
+	p := &plan{k: k, r: r}
+	if err := p.plan(); err != nil {
+		return fmt.Errorf("load kernel: %w", err)
+	}
+	return nil
+}
+
 func (p *plan) run() (Entry, error) {
-	if err := p.checkCmdline(); err != nil {
-		return Entry{}, err
+	if p.r.Memory == nil {
+		return Entry{}, fmt.Errorf("%w: the machine has no RAM", ErrNoRoom)
 	}
-	s, err := newSpace(p.r)
-	if err != nil {
-		return Entry{}, err
-	}
-	p.memmap = memoryMap(p.r)
-	if err := p.place(s); err != nil {
+	if err := p.plan(); err != nil {
 		return Entry{}, err
 	}
 	if err := p.write(); err != nil {
 		return Entry{}, err
 	}
 	return p.entry(), nil
+}
+
+// plan gives everything its place.
+func (p *plan) plan() error {
+	if err := p.checkCmdline(); err != nil {
+		return err
+	}
+	s, err := newSpace(p.r)
+	if err != nil {
+		return err
+	}
+	p.memmap = memoryMap(p.r)
+	return p.place(s)
 }
 
 func (p *plan) checkCmdline() error {

@@ -47,7 +47,7 @@ type space struct {
 
 // newSpace checks the request's ranges, and takes out of RAM what is not for kernels.
 func newSpace(r Request) (*space, error) {
-	if r.Memory == nil || len(r.RAM) == 0 {
+	if len(r.RAM) == 0 {
 		return nil, fmt.Errorf("%w: the machine has no RAM", ErrNoRoom)
 	}
 	s := &space{}
@@ -57,7 +57,7 @@ func newSpace(r Request) (*space, error) {
 			return nil, fmt.Errorf("RAM %v: not a range of pages", ram)
 		case uint64(ram.Start) < s.top:
 			return nil, fmt.Errorf("RAM %v: not above the range before it", ram)
-		case !backed(r.Memory, ram):
+		case r.Memory != nil && !backed(r.Memory, ram):
 			return nil, fmt.Errorf("RAM %v: %w", ram, guestmem.ErrRange)
 		}
 		if n := len(s.open); n > 0 && s.open[n-1].end() == uint64(ram.Start) {

@@ -20,7 +20,7 @@ func TestAGuestEndsAsItAsks(t *testing.T) {
 		"reset register": {outb(resetPort, 6), machine.Reboot, "reset"},
 		"hard reset":     {outb(resetPort, 0xe), machine.Reboot, "reset"},
 		"i8042":          {outb(i8042Port, 0xfe), machine.Reboot, "reset"},
-		"pvpanic":        {outb(panicPort, 1), machine.Panic, "panicked"},
+		"pvpanic":        {outb(panicPort, 1), machine.Panic, "panic device"},
 		"a reset after a panic": {
 			join(say("[    0.1] Kernel panic - not syncing: no init found\r\n"), outb(resetPort, 6)),
 			machine.Panic, "not syncing: no init found",

@@ -13,22 +13,29 @@ import (
 // ErrNoKernel says that no kernel of a distribution is installed.
 var ErrNoKernel = errors.New("no kernel in /boot: install one (Debian: apt-get install linux-image-cloud-amd64), or name one with --kernel")
 
-// bootDir is where distributions put kernels.
-const bootDir = "/boot"
+// Where distributions put kernels and their modules, those in a directory called as the end of the kernel's name.
+const (
+	bootDir    = "/boot"
+	modulesDir = "/lib/modules"
+)
 
 // DefaultKernel finds the kernel to boot if the user names none: the newest /boot/vmlinuz-*-cloud-amd64, which Debian makes for
-// virtual machines, else the newest /boot/vmlinuz-*, of those that the caller may read. The error is ErrNoKernel, or tells that
-// none may be read.
-func DefaultKernel() (string, error) { return defaultKernel(bootDir) }
+// virtual machines, else the newest /boot/vmlinuz-*, of those that the caller may read. Kernels that have no modules come last:
+// distributions' virtio drivers are modules. The error is ErrNoKernel, or tells that none may be read.
+func DefaultKernel() (string, error) { return defaultKernel(bootDir, modulesDir) }
 
-func defaultKernel(dir string) (string, error) {
+func defaultKernel(dir, modules string) (string, error) {
+	hasModules := func(path string) bool {
+		_, err := os.Stat(filepath.Join(modules, strings.TrimPrefix(filepath.Base(path), "vmlinuz-")))
+		return err == nil
+	}
 	found, err := filepath.Glob(filepath.Join(dir, "vmlinuz-*"))
 	if err != nil {
 		return "", fmt.Errorf("default kernel: %w", err)
 	}
 	found = slices.DeleteFunc(found, leftover)
 	slices.SortFunc(found, func(a, b string) int {
-		return cmp.Or(-compareBool(isCloud(a), isCloud(b)), -compareVersions(filepath.Base(a), filepath.Base(b)))
+		return cmp.Or(-compareBool(hasModules(a), hasModules(b)), -compareBool(isCloud(a), isCloud(b)), -compareVersions(filepath.Base(a), filepath.Base(b)))
 	})
 	var refused []error
 	for _, path := range found {

@@ -20,6 +20,7 @@ func TestTheDefaultKernelIsTheNewestForVirtualMachines(t *testing.T) {
 		{"cloud before newer", []string{"vmlinuz-6.12.0-amd64", "vmlinuz-6.1.0-9-cloud-amd64", "vmlinuz-6.1.0-10-cloud-amd64"}, "vmlinuz-6.1.0-10-cloud-amd64"},
 		{"leftovers", []string{"vmlinuz-6.1.0-9", "vmlinuz-6.1.0-10.old", "vmlinuz-6.1.0-11.dpkg-new"}, "vmlinuz-6.1.0-9"},
 		{"a release after its candidate's first digits", []string{"vmlinuz-6.1", "vmlinuz-6.1.2"}, "vmlinuz-6.1.2"},
+		{"with modules before without", []string{"vmlinuz-6.12.0-cloud-amd64", "vmlinuz-6.1.0-amd64", "6.1.0-amd64"}, "vmlinuz-6.1.0-amd64"},
 		{"no version", []string{"vmlinuz-linux"}, "vmlinuz-linux"},
 		{"others", []string{"initrd.img-6.1", "config-6.1"}, ""},
 		{"none", nil, ""},
@@ -30,7 +31,7 @@ func TestTheDefaultKernelIsTheNewestForVirtualMachines(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		got, err := defaultKernel(dir)
+		got, err := defaultKernel(dir, dir)
 		if c.want == "" {
 			if !errors.Is(err, ErrNoKernel) {
 				t.Errorf("%s: %q, %v; want ErrNoKernel", c.name, got, err)
@@ -50,13 +51,13 @@ func TestAKernelThatCannotBeReadIsPassedOver(t *testing.T) {
 	if err := os.Symlink("nothing", filepath.Join(dir, "vmlinuz-9")); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := defaultKernel(dir); !errors.Is(err, os.ErrNotExist) || !strings.Contains(err.Error(), "vmlinuz-9") || !strings.Contains(err.Error(), "--kernel") {
+	if _, err := defaultKernel(dir, dir); !errors.Is(err, os.ErrNotExist) || !strings.Contains(err.Error(), "vmlinuz-9") || !strings.Contains(err.Error(), "--kernel") {
 		t.Errorf("got %v", err)
 	}
 	if err := os.WriteFile(filepath.Join(dir, "vmlinuz-8"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if got, err := defaultKernel(dir); err != nil || filepath.Base(got) != "vmlinuz-8" {
+	if got, err := defaultKernel(dir, dir); err != nil || filepath.Base(got) != "vmlinuz-8" {
 		t.Errorf("got %q, %v", got, err)
 	}
 }

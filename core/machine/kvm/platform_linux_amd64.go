@@ -72,7 +72,7 @@ func (r *run) outByte(port uint16, b byte) {
 	case port == resetPort && b&resetCPU != 0, port == i8042Port && b == i8042Reset:
 		r.finish(machine.Reboot, "the guest asked for a reset")
 	case port == panicPort && b&panicPanicked != 0:
-		r.finish(machine.Panic, "the guest's kernel panicked")
+		r.finish(machine.Panic, "it told the panic device")
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/hashicorp/go-hclog"
+	"golang.org/x/sys/unix"
 
 	"github.com/virtplug/virtplug/core/device"
 	"github.com/virtplug/virtplug/core/kvm"
@@ -126,6 +127,10 @@ func (r *run) makeVM(s []memory.Span) (err error) {
 	}
 	if r.mem, err = r.ram.Map(); err != nil {
 		return err
+	}
+	for _, m := range r.mem.Regions() {
+		// Fewer translations to miss, where the host lets shared memory have huge pages; elsewhere it changes nothing.
+		_ = unix.Madvise(m.Data, unix.MADV_HUGEPAGE)
 	}
 	if r.vm, err = r.plan.system.CreateVM(); err != nil {
 		return err
