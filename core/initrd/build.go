@@ -9,8 +9,8 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
@@ -21,12 +21,15 @@ var rootfs embed.FS
 
 // Options say what an initrd holds.
 type Options struct {
-	// Kernel is the image whose modules are added; empty: DefaultKernel.
-	Kernel string
-	// ModuleDir holds the modules; empty: ModuleDir of the kernel's release. NoModules adds none (for a kernel that has all
-	// drivers built in).
+	// Kernels are the images whose modules are added; none: DefaultKernel. Those of different releases live side by side, so
+	// the archive boots each of them.
+	Kernels []string
+	// ModuleDir holds the modules of a single kernel; empty: ModuleDir of its release. NoModules adds none (for a kernel that
+	// has all drivers built in).
 	ModuleDir string
 	NoModules bool
+	// Modules are files of further modules, built for one of the kernels. They are loaded when the guest boots.
+	Modules []string
 	// Busybox is the path of a static busybox; empty: Debian's places.
 	Busybox string
 	// Add are further files; a later one replaces an earlier one and whatever the archive has of the same name. A file
@@ -81,6 +84,9 @@ func collect(ctx context.Context, o Options) (tree, error) {
 	if err := addBusybox(ctx, t, o.Busybox); err != nil {
 		return nil, err
 	}
+	if o.NoModules && len(o.Modules) > 0 {
+		return nil, errors.New("no modules are to be added, and yet some are named")
+	}
 	if !o.NoModules {
 		if err := addKernelModules(t, o); err != nil {
 			return nil, err
@@ -131,28 +137,78 @@ func addSkeleton(t tree, o Options) error {
 	})
 }
 
-// addKernelModules adds the modules that fit the kernel.
+// addKernelModules adds the modules that fit the kernels.
 func addKernelModules(t tree, o Options) error {
-	kernel := o.Kernel
-	if kernel == "" {
+	kernels := o.Kernels
+	if len(kernels) == 0 {
 		k, err := DefaultKernel()
 		if err != nil {
 			return err
 		}
-		kernel = k
+		kernels = []string{k}
 	}
-	release, err := Release(kernel)
+	if o.ModuleDir != "" && len(kernels) > 1 {
+		return fmt.Errorf("module directory %s: is of one kernel, but there are %d", o.ModuleDir, len(kernels))
+	}
+	extra, err := outOfTreeModules(o.Modules)
 	if err != nil {
 		return err
 	}
-	dir := o.ModuleDir
-	if dir == "" {
-		if dir, err = ModuleDir(release); err != nil {
+	var releases []string
+	for _, kernel := range kernels {
+		release, err := Release(kernel)
+		if err != nil {
+			return err
+		}
+		if slices.Contains(releases, release) {
+			continue
+		}
+		releases = append(releases, release)
+		dir := o.ModuleDir
+		if dir == "" {
+			if dir, err = ModuleDir(release); err != nil {
+				return fmt.Errorf("kernel %s: %w", kernel, err)
+			}
+		}
+		m, err := findModules(dir, release, extra[release])
+		if err == nil {
+			err = m.addTo(t)
+		}
+		if err != nil {
 			return fmt.Errorf("kernel %s: %w", kernel, err)
 		}
 	}
-	if err := addModules(t, dir, path.Clean(release)); err != nil {
-		return fmt.Errorf("kernel %s: %w", kernel, err)
+	return loadAtBoot(t, extra, releases)
+}
+
+// outOfTreeModules reads modules, by the release of the kernel that they are for.
+func outOfTreeModules(files []string) (map[string][]outOfTree, error) {
+	out := map[string][]outOfTree{}
+	for _, f := range files {
+		x, err := readOutOfTree(f)
+		if err != nil {
+			return nil, err
+		}
+		out[x.release] = append(out[x.release], x)
 	}
-	return nil
+	return out, nil
+}
+
+// loadAtBoot lists the modules that /init loads in any case.
+func loadAtBoot(t tree, extra map[string][]outOfTree, releases []string) error {
+	var names []string
+	for release, list := range extra {
+		for _, x := range list {
+			if !slices.Contains(releases, release) {
+				return fmt.Errorf("module %s: is for kernel %s, but the archive is for %s: build it with the headers of the guest's kernel, or name that kernel",
+					x.path, release, strings.Join(releases, " and "))
+			}
+			names = append(names, x.name+"\n")
+		}
+	}
+	if len(names) == 0 {
+		return nil
+	}
+	slices.Sort(names)
+	return t.put("etc/modules", entry{mode: typeRegular | 0o644, data: []byte(strings.Join(slices.Compact(names), ""))})
 }

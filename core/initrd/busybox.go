@@ -19,6 +19,9 @@ var ErrNoBusybox = errors.New("no static busybox: install the Debian package bus
 // busyboxPaths are tried in order if the caller names none.
 var busyboxPaths = [...]string{"/bin/busybox", "/usr/bin/busybox", "/usr/local/bin/busybox", "/bin/busybox.static"}
 
+// Busybox finds the static busybox that is used if none is named. The error is ErrNoBusybox, or tells what is wrong with one.
+func Busybox() (string, error) { return findBusybox("") }
+
 // addBusybox adds a busybox and a symbolic link for each of its applets. An empty path means: find one.
 func addBusybox(ctx context.Context, t tree, path string) error {
 	path, err := findBusybox(path)

@@ -58,7 +58,14 @@ func TestModuleFilesOfAKernel(t *testing.T) {
 		}
 	}
 	tr := tree{}
-	err := addModules(tr, dir, "9.9")
+	add := func() error {
+		m, err := findModules(dir, "9.9", nil)
+		if err != nil {
+			return err
+		}
+		return m.addTo(tr)
+	}
+	err := add()
 	if err == nil || !strings.Contains(err.Error(), "virtio_blk.ko") {
 		t.Fatalf("a listed module is missing: got %v", err)
 	}
@@ -68,7 +75,7 @@ func TestModuleFilesOfAKernel(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "k/virtio_blk.ko"), []byte("elf"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := addModules(tr, dir, "9.9"); err != nil {
+	if err := add(); err != nil {
 		t.Fatal(err)
 	}
 	for name, want := range map[string]string{
