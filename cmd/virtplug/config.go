@@ -6,11 +6,11 @@ import (
 	"os/signal"
 	"syscall"
 
+	"github.com/hashicorp/go-hclog"
 	"github.com/spf13/cobra"
 
 	"github.com/virtplug/virtplug/core/config"
 	"github.com/virtplug/virtplug/core/launcher"
-	"github.com/virtplug/virtplug/core/machine/uml"
 )
 
 func (a *app) configCommand() *cobra.Command {
@@ -33,7 +33,7 @@ host can run it. All that is wrong is shown at once. Plugins are asked for their
 			ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM)
 			defer stop()
 			opts, err := a.load(ctx, args[0], config.Flags{}, &launcher.Host{Log: a.logger()})
-			opts.Machines = machines(uml.Options{})
+			opts.Machines = machines(hclog.NewNullLogger())
 			if asJSON {
 				return a.checkJSON(opts, err)
 			}
@@ -51,10 +51,12 @@ host can run it. All that is wrong is shown at once. Plugins are asked for their
 // checkJSON prints the result of a check as JSON; the exit status tells it too.
 func (a *app) checkJSON(opts launcher.Options, err error) error {
 	result := struct {
-		Version     int           `json:"schema_version"`
-		OK          bool          `json:"ok"`
-		VM          string        `json:"vm,omitempty"`
-		Machine     string        `json:"machine,omitempty"`
+		Version int    `json:"schema_version"`
+		OK      bool   `json:"ok"`
+		VM      string `json:"vm,omitempty"`
+		Machine string `json:"machine,omitempty"`
+		// Note says why machine auto is not the best one.
+		Note        string        `json:"note,omitempty"`
 		Devices     []string      `json:"devices,omitempty"`
 		Error       string        `json:"error,omitempty"`
 		Diagnostics *config.Error `json:"diagnostics,omitempty"`
@@ -64,7 +66,9 @@ func (a *app) checkJSON(opts launcher.Options, err error) error {
 		for _, d := range opts.VM.Devices {
 			result.Devices = append(result.Devices, d.Name)
 		}
-		result.Machine, err = launcher.Check(opts)
+		var choice launcher.Choice
+		choice, err = launcher.Check(opts)
+		result.Machine, result.Note = choice.Name, choice.Fallback()
 	}
 	result.OK = err == nil
 	if ce, ok := errors.AsType[*config.Error](err); ok {

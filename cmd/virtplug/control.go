@@ -27,8 +27,8 @@ func (a *app) psCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "ps",
 		Short: "List running VMs and their devices",
-		Long: `List your running VMs and their devices: what each device is doing, its plugin's process, and how many requests it has
-served since that process started.`,
+		Long: `List your running VMs and their devices: what each is doing, and for each device its plugin's process and how many requests
+it has served since that process started. With --json also the queues', plugins' and machines' counters.`,
 		Example: "  virtplug ps\n  virtplug ps --json",
 		Args:    cobra.NoArgs,
 		RunE:    func(cmd *cobra.Command, _ []string) error { return a.ps(cmd.Context(), asJSON) },
@@ -56,7 +56,7 @@ func (a *app) ps(ctx context.Context, asJSON bool) error {
 	fmt.Fprintln(t, "VM\tPID\tMACHINE\tUP\tDEVICE\tPLUGIN\tSTATE\tPLUGIN PID\tREQUESTS\tCAUSE")
 	for _, v := range vms {
 		up := time.Since(time.Unix(v.GetStartedUnix(), 0)).Round(time.Second)
-		fmt.Fprintf(t, "%s\t%d\t%s\t%s\t\t\t\t\t\t\n", v.GetName(), v.GetPid(), v.GetMachine(), up)
+		fmt.Fprintf(t, "%s\t%d\t%s\t%s\t\t\t%s\t\t\t\n", v.GetName(), v.GetPid(), v.GetMachine(), up, v.GetState())
 		for _, d := range v.GetDevices() {
 			pid := "-"
 			if d.GetPid() != 0 {

@@ -7,12 +7,20 @@ import (
 	"strings"
 	"text/tabwriter"
 
+	"github.com/hashicorp/go-hclog"
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"github.com/virtplug/virtplug/core/initrd"
 	"github.com/virtplug/virtplug/core/launcher"
 	"github.com/virtplug/virtplug/core/machine"
-	"github.com/virtplug/virtplug/core/machine/uml"
+)
+
+// Statuses of findings.
+const (
+	statusOK      = "ok"
+	statusWarning = "warning"
+	statusMissing = "missing"
 )
 
 // finding is the result of one check of doctor.
@@ -59,38 +67,99 @@ or no plugin is found.`,
 
 // diagnose runs all checks; ok: a guest can be run.
 func (a *app) diagnose() (findings []finding, ok bool) {
-	umlOK := finding{"uml", "ok", "User-Mode Linux can run guests"}
-	if err := uml.New(uml.Options{}).Check(machine.Guest{Name: "doctor", MemoryBytes: 64 << 20, VCPUs: 1, RunDir: launcher.DefaultRunRoot()}); err != nil {
-		umlOK = finding{"uml", "missing", err.Error()}
-	}
+	findings = checkMachines(machines(hclog.NewNullLogger()))
+	auto := findings[len(findings)-1]
 	plugins := (&launcher.Host{}).Names(a.pluginDirs)
-	found := finding{"plugins", "ok", strings.Join(plugins, ", ")}
+	found := finding{"plugins", statusOK, strings.Join(plugins, ", ")}
 	if len(plugins) == 0 {
-		found = finding{"plugins", "missing", "none is found; 'virtplug plugin list' shows where it looks"}
+		found = finding{"plugins", statusMissing, "none is found; 'virtplug plugin list' shows where it looks"}
 	}
-	findings = []finding{checkKVM(), umlOK, found, checkMemfd(), checkUserns(), checkFiles(), checkRunRoot()}
-	return findings, umlOK.Status == "ok" && found.Status == "ok"
+	findings = append(findings, checkKernels()...)
+	findings = append(findings, checkBusybox(), found, checkMemfd(), checkUserns(), checkFiles(), checkRunRoot())
+	return findings, auto.Status == statusOK && found.Status == statusOK
 }
 
-func checkKVM() finding {
-	f, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0)
-	if err != nil {
-		return finding{"kvm", "warning", err.Error() + "; guests run under User-Mode Linux"}
+// prober is a machine that can be asked whether the host has what it needs, whatever the guest.
+type prober interface{ Probe() error }
+
+// checkMachines tries each machine with a small guest on its default kernel. The last finding is what auto takes.
+func checkMachines(all []launcher.NamedMachine) []finding {
+	guest := machine.Guest{Name: "doctor", MemoryBytes: 64 << 20, VCPUs: 1, RunDir: launcher.DefaultRunRoot()}
+	var findings []finding
+	auto := finding{"auto", statusMissing, "no machine can run guests"}
+	var refused []string
+	for _, m := range all {
+		err := m.Machine.Check(guest)
+		switch {
+		case auto.Status == statusOK:
+		case err == nil:
+			auto = finding{"auto", statusOK, "machine auto takes " + m.Name}
+			if len(refused) > 0 {
+				auto.Detail += ", for " + strings.Join(refused, " and ") + " cannot be used"
+			}
+		default:
+			refused = append(refused, m.Name)
+		}
+		if p, ok := m.Machine.(prober); ok { // its kernel is a finding of its own
+			err = p.Probe()
+		}
+		f := finding{m.Name, statusOK, usable(m.Name)}
+		if err != nil {
+			f = finding{m.Name, statusMissing, strings.TrimPrefix(err.Error(), m.Name+": ")}
+		}
+		findings = append(findings, f)
 	}
-	_ = f.Close() // only tried
-	return finding{"kvm", "ok", "/dev/kvm can be opened (not used by this version)"}
+	for i := range findings {
+		if findings[i].Status == statusMissing && auto.Status == statusOK { // others run
+			findings[i].Status = statusWarning
+		}
+	}
+	return append(findings, auto)
+}
+
+// usable says what a machine is good for.
+func usable(name string) string {
+	if name == "uml" {
+		return "User-Mode Linux can run guests, without KVM and without root"
+	}
+	return "/dev/kvm can run guests"
+}
+
+// checkKernels looks for the machines' default kernels, and for the modules that an initial RAM disk needs.
+func checkKernels() []finding {
+	var findings []finding
+	for _, m := range machineKernels() {
+		f := finding{Check: "kernel-" + m.machine, Status: statusOK}
+		kernel, release, err := m.check()
+		switch {
+		case err != nil:
+			f.Status, f.Detail = statusWarning, err.Error()
+		default:
+			f.Detail = kernel + ", release " + release + ", with modules"
+		}
+		findings = append(findings, f)
+	}
+	return findings
+}
+
+func checkBusybox() finding {
+	path, err := initrd.Busybox()
+	if err != nil {
+		return finding{"busybox", statusWarning, err.Error() + "; `virtplug initrd` needs it"}
+	}
+	return finding{"busybox", statusOK, path + " is static: `virtplug initrd` can use it"}
 }
 
 func checkMemfd() finding {
 	fd, err := unix.MemfdCreate("virtplug-doctor", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
 	if err != nil {
-		return finding{"memfd", "missing", "memfd_create: " + err.Error() + "; guest memory needs it (Linux 3.17)"}
+		return finding{"memfd", statusMissing, "memfd_create: " + err.Error() + "; guest memory needs it (Linux 3.17)"}
 	}
 	defer unix.Close(fd) //nolint:errcheck // only tried
 	if _, err := unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, unix.F_SEAL_SHRINK); err != nil {
-		return finding{"memfd", "missing", "sealing: " + err.Error()}
+		return finding{"memfd", statusMissing, "sealing: " + err.Error()}
 	}
-	return finding{"memfd", "ok", "guest memory can be shared and sealed"}
+	return finding{"memfd", statusOK, "guest memory can be shared and sealed"}
 }
 
 func checkUserns() finding {
@@ -100,10 +169,10 @@ func checkUserns() finding {
 			continue // the second is Debian's own
 		}
 		if n, err := strconv.Atoi(strings.TrimSpace(string(text))); err == nil && n == 0 {
-			return finding{"userns", "warning", path + " is 0: plugins cannot be confined in user namespaces; set it to 1 or more with sysctl"}
+			return finding{"userns", statusWarning, path + " is 0: plugins cannot be confined in user namespaces; set it to 1 or more with sysctl"}
 		}
 	}
-	return finding{"userns", "ok", "user namespaces are allowed"}
+	return finding{"userns", statusOK, "user namespaces are allowed"}
 }
 
 // wantFiles is enough descriptors for some tens of devices; arbitrary.
@@ -112,19 +181,19 @@ const wantFiles = 1024
 func checkFiles() finding {
 	var limit unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
-		return finding{"files", "warning", "getrlimit: " + err.Error()}
+		return finding{"files", statusWarning, "getrlimit: " + err.Error()}
 	}
 	detail := fmt.Sprintf("%d open files (at most %d)", limit.Cur, limit.Max)
 	if limit.Max < wantFiles {
-		return finding{"files", "warning", detail + fmt.Sprintf("; many devices need %d: raise `ulimit -n`", wantFiles)}
+		return finding{"files", statusWarning, detail + fmt.Sprintf("; many devices need %d: raise `ulimit -n`", wantFiles)}
 	}
-	return finding{"files", "ok", detail}
+	return finding{"files", statusOK, detail}
 }
 
 func checkRunRoot() finding {
 	root := launcher.DefaultRunRoot()
 	if strings.HasPrefix(root, "/tmp/") {
-		return finding{"rundir", "ok", root + " ($XDG_RUNTIME_DIR is not usable)"}
+		return finding{"rundir", statusOK, root + " ($XDG_RUNTIME_DIR is not usable)"}
 	}
-	return finding{"rundir", "ok", root}
+	return finding{"rundir", statusOK, root}
 }

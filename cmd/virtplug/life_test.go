@@ -60,7 +60,7 @@ func newVM(t *testing.T, args ...string) *vm {
 	if err != nil {
 		t.Skipf("no initrd (apt-get install busybox-static): %v: %s", err, out)
 	}
-	args = append([]string{"run", "--plugin-dir", dir, "--memory", memory, "--initrd", "initrd.gz", "--block", "disk.img"}, args...)
+	args = append([]string{"run", "--machine", "uml", "--plugin-dir", dir, "--memory", memory, "--initrd", "initrd.gz", "--block", "disk.img"}, args...)
 	cmd := exec.CommandContext(ctx, filepath.Join(bin, "virtplug"), args...) //nolint:gosec // our own program
 	cmd.Dir = dir
 	cmd.Env = append(os.Environ(), "XDG_RUNTIME_DIR="+dir)
@@ -175,7 +175,7 @@ func TestADeadLauncherTakesItsPluginsAlongAndTheNextOneCleansUp(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), limit)
 	defer cancel()
-	next := exec.CommandContext(ctx, v.cmd.Path, "run", "--memory", "64M", "--console", "null", "--plugin-dir", v.dir) //nolint:gosec // our own program
+	next := exec.CommandContext(ctx, v.cmd.Path, "run", "--machine", "uml", "--memory", "64M", "--console", "null", "--plugin-dir", v.dir) //nolint:gosec // our own program
 	next.Dir, next.Env = v.dir, v.cmd.Env
 	if text, err := next.CombinedOutput(); err == nil || next.ProcessState.ExitCode() != exitGuestPanic { // it has no root
 		t.Errorf("next: %v: %s", err, text)

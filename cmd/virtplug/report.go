@@ -32,6 +32,15 @@ func (r *reporter) event(e launcher.Event) {
 	switch e.Kind {
 	case launcher.KindRunning:
 		return // the guest itself shows that
+	case launcher.KindMachine:
+		fmt.Fprintf(r.app.stderr, "virtplug: %s\n", e.Message)
+		return
+	case launcher.KindPaused:
+		fmt.Fprintf(r.app.stderr, "virtplug: %s: paused; `virtplug resume %s` lets it go on\n", e.VM, e.VM)
+		return
+	case launcher.KindResumed:
+		fmt.Fprintf(r.app.stderr, "virtplug: %s: goes on\n", e.VM)
+		return
 	case launcher.KindNotice:
 		text = e.Message
 	case launcher.KindError:
@@ -50,12 +59,14 @@ type ending struct {
 	Version int    `json:"schema_version"`
 	Event   string `json:"event"`
 	// Reason is one of power-off, reboot, panic, crash, quit, interrupted, error, and checked after a dry run.
-	Reason  string   `json:"reason"`
-	Code    int      `json:"code"`
-	Machine string   `json:"machine,omitempty"`
-	Detail  string   `json:"detail,omitempty"`
-	Failed  []string `json:"failed_devices,omitempty"`
-	Error   string   `json:"error,omitempty"`
+	Reason  string `json:"reason"`
+	Code    int    `json:"code"`
+	Machine string `json:"machine,omitempty"`
+	Detail  string `json:"detail,omitempty"`
+	// Note says after a dry run why machine auto is not the best one.
+	Note   string   `json:"note,omitempty"`
+	Failed []string `json:"failed_devices,omitempty"`
+	Error  string   `json:"error,omitempty"`
 	// Diagnostics are set if the configuration is wrong.
 	Diagnostics *config.Error `json:"diagnostics,omitempty"`
 }
@@ -88,11 +99,14 @@ func (r *reporter) dryRun(o launcher.Options) error {
 		return r.end(launcher.Outcome{}, err)
 	}
 	if r.json {
-		r.line(ending{Version: schemaVersion, Event: "exit", Reason: "checked", Machine: chosen})
+		r.line(ending{Version: schemaVersion, Event: "exit", Reason: "checked", Machine: chosen.Name, Note: chosen.Fallback()})
 		return nil
 	}
+	if note := chosen.Fallback(); note != "" {
+		fmt.Fprintf(r.app.stderr, "virtplug: %s\n", note)
+	}
 	_, err = fmt.Fprintf(r.app.stdout, "%s: configuration is good: machine %s, %s of memory, %d devices\n",
-		o.VM.Name, chosen, config.FormatSize(int64(o.VM.MemoryBytes)), len(o.VM.Devices)) //nolint:gosec // G115: checked against a maximum
+		o.VM.Name, chosen.Name, config.FormatSize(int64(o.VM.MemoryBytes)), len(o.VM.Devices)) //nolint:gosec // G115: checked against a maximum
 	return err
 }
 
@@ -113,9 +127,9 @@ func (r *reporter) outcome(out launcher.Outcome, e *ending) error {
 			e.Reason, e.Code, message = "quit", exitOK, ""
 		}
 	case machine.Panic:
-		e.Reason, e.Code, message = "panic", exitGuestPanic, "the guest's kernel panicked: "+out.Detail
+		e.Reason, e.Code, message = "panic", exitGuestPanic, "the guest's kernel panicked: "+indented(out.Detail)
 	case machine.Crashed:
-		e.Reason, e.Code, message = "crash", exitMachine, fmt.Sprintf("the machine %s crashed: %s", out.Machine, out.Detail)
+		e.Reason, e.Code, message = "crash", exitMachine, fmt.Sprintf("the machine %s crashed: %s", out.Machine, indented(out.Detail))
 	}
 	if len(out.Failed) > 0 && e.Code == exitOK {
 		e.Code, message = exitDevice, "failed devices: "+strings.Join(out.Failed, ", ")
@@ -124,6 +138,15 @@ func (r *reporter) outcome(out launcher.Outcome, e *ending) error {
 		return nil
 	}
 	return exitStatus{e.Code, message}
+}
+
+// indented puts further lines of a text, such as registers, below the first one. They may hold what the guest wrote.
+func indented(s string) string {
+	lines := strings.Split(strings.TrimRight(s, "\n"), "\n")
+	for i, l := range lines {
+		lines[i] = oneLine(l)
+	}
+	return strings.Join(lines, "\n    ")
 }
 
 // line writes one JSON object.

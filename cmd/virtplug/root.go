@@ -89,7 +89,7 @@ the guest's memory. A plugin may crash or be replaced while the guest runs.
 	f.BoolVar(&a.logJSON, "log-json", false, "log JSON, one object a line")
 	noError(root.RegisterFlagCompletionFunc("log-level", cobra.FixedCompletions(logLevels(), cobra.ShellCompDirectiveNoFileComp)))
 	noError(root.MarkPersistentFlagDirname("plugin-dir"))
-	root.AddCommand(a.runCommand(), a.configCommand(), a.pluginCommand(), a.versionCommand(), a.docsCommand(), a.psCommand(), a.stopCommand(), a.resizeCommand(), a.commandCommand(), a.doctorCommand(), a.benchCommand(), a.completionCommand(), newInitrdCommand())
+	root.AddCommand(a.runCommand(), a.configCommand(), a.pluginCommand(), a.versionCommand(), a.docsCommand(), a.psCommand(), a.stopCommand(), a.pauseCommand(), a.resumeCommand(), a.resizeCommand(), a.commandCommand(), a.doctorCommand(), a.lguestCommand(), a.benchCommand(), a.completionCommand(), a.initrdCommand())
 	return root
 }
 

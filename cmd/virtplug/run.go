@@ -14,7 +14,6 @@ import (
 
 	"github.com/virtplug/virtplug/core/config"
 	"github.com/virtplug/virtplug/core/launcher"
-	"github.com/virtplug/virtplug/core/machine/uml"
 	"github.com/virtplug/virtplug/core/terminal"
 )
 
@@ -40,6 +39,9 @@ powered off and nothing of it is left.
 A device flag is a list of settings, separated by commas: --block disk.img,read_only=true. Two commas stand for one. Settings in
 nested blocks are paths: --console pty,port.agent.socket=agent.sock. 'virtplug plugin describe NAME' lists a device's settings.
 
+The guest runs by KVM where this host and the VM allow it, else under User-Mode Linux, and a message says why; --machine chooses.
+'virtplug doctor' shows what this host can do.
+
 With a console on stdio the terminal is the guest's; Ctrl-A x ends the guest, Ctrl-A h shows what else Ctrl-A can do.
 
 With --json standard output has one object a line for each event, the last one with the reason of the end.
@@ -49,6 +51,8 @@ With --json standard output has one object a line for each event, the last one w
   virtplug run vm.hcl --memory 512M --block scratch.img
   virtplug run --memory 256M --kernel linux --initrd initrd.gz --block disk.img,read_only=true --console stdio
   virtplug run --initrd initrd.gz --console socket:con.sock --device block=data,path=data.img,cache=writethrough
+  virtplug run --machine kvm --cpus 2 --kernel /boot/vmlinuz-6.1.0-56-cloud-amd64 --initrd initrd.gz --console stdio
+  virtplug run --bus lguest --kernel guest.elf --block disk.img --console stdio
   virtplug run vm.hcl --dry-run`,
 		Args:              cobra.MaximumNArgs(1),
 		ValidArgsFunction: completeConfig,
@@ -92,7 +96,7 @@ func (a *app) run(ctx context.Context, path string, o runOptions) error {
 	if err != nil {
 		return out.end(launcher.Outcome{}, err)
 	}
-	opts.Machines = machines(uml.Options{Log: log.Named("uml")})
+	opts.Machines = machines(log)
 	if o.json && opts.VM.UsesTerminal() {
 		return out.end(launcher.Outcome{}, usageError{errors.New("run: --json and a console on stdio both want standard output; give the console another back-end")})
 	}
@@ -114,10 +118,6 @@ func (a *app) load(ctx context.Context, path string, flags config.Flags, host *l
 	flags.PluginDirs = a.pluginDirs
 	vm, err := config.Load(ctx, config.Input{Path: path, Flags: flags}, host, config.Options{CheckFiles: true, HostMemory: hostMemory()})
 	return launcher.Options{VM: vm, Plugins: host}, err
-}
-
-func machines(o uml.Options) []launcher.NamedMachine {
-	return []launcher.NamedMachine{{Name: "uml", Machine: uml.New(o)}}
 }
 
 // guestTerminal is the user's terminal; it says so when it becomes the guest's.

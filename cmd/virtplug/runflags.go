@@ -17,7 +17,8 @@ func (o *runOptions) register(cmd *cobra.Command) {
 	f.StringVarP(&o.flags.Memory, "memory", "m", "", "`SIZE` of guest memory, such as 256M (default 256M)")
 	f.StringVar(&o.flags.CPUs, "cpus", "", "`NUMBER` of virtual CPUs (default 1)")
 	f.StringVar(&o.flags.Machine, "machine", "", "what runs the guest: `"+strings.Join(config.Machines(), "|")+"` (default auto)")
-	f.StringVar(&o.flags.Kernel, "kernel", "", "the guest's kernel, a `FILE` (default: the machine's own)")
+	f.StringVar(&o.flags.Bus, "bus", "", "how the guest of machine kvm finds its devices: `"+strings.Join(config.Buses(), "|")+"` (default mmio)")
+	f.StringVar(&o.flags.Kernel, "kernel", "", "the guest's kernel, a `FILE` (default: kvm takes the newest cloud kernel in /boot, or else the newest there; uml takes linux.uml)")
 	f.StringVar(&o.flags.Initrd, "initrd", "", "an initial RAM disk, a `FILE`")
 	f.StringVar(&o.flags.Cmdline, "cmdline", "", "`TEXT` to add to the kernel's command line")
 	f.StringVar(&o.flags.Cmdline, "append", "", "the same as --cmdline")
@@ -34,6 +35,7 @@ func (o *runOptions) register(cmd *cobra.Command) {
 		noError(f.MarkHidden(name))
 	}
 	noError(cmd.RegisterFlagCompletionFunc("machine", cobra.FixedCompletions(config.Machines(), cobra.ShellCompDirectiveNoFileComp)))
+	noError(cmd.RegisterFlagCompletionFunc("bus", cobra.FixedCompletions(config.Buses(), cobra.ShellCompDirectiveNoFileComp)))
 	noError(cmd.RegisterFlagCompletionFunc("console", cobra.FixedCompletions([]string{"stdio", "pty", "null", "socket:", "file:"}, cobra.ShellCompDirectiveNoFileComp|cobra.ShellCompDirectiveNoSpace)))
 }
 

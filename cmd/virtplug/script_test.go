@@ -66,8 +66,24 @@ func TestScripts(t *testing.T) {
 			e.Setenv("XDG_RUNTIME_DIR", e.WorkDir) // often too long, which is a test too
 			return nil
 		},
-		Cmds: map[string]func(*testscript.TestScript, bool, []string){"exits": exits, "unprivileged": unprivileged},
+		Condition: condition,
+		Cmds:      map[string]func(*testscript.TestScript, bool, []string){"exits": exits, "unprivileged": unprivileged},
 	})
+}
+
+// condition is what scripts may ask for in brackets besides testscript's own.
+func condition(name string) (bool, error) {
+	switch name {
+	case "root":
+		return os.Getuid() == 0, nil
+	case "kvm": // a /dev/kvm that may be used, whatever it can run
+		f, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0)
+		if err != nil {
+			return false, nil //nolint:nilerr // that is the answer
+		}
+		return true, f.Close()
+	}
+	return false, fmt.Errorf("unknown condition %q", name)
 }
 
 // exits is `exits CODE COMMAND…`: like exec, and the exit status must be CODE.

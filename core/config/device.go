@@ -60,8 +60,16 @@ func (l *loader) devices(ctx context.Context, vm *VM, written []writtenDevice) {
 			names[w.name] = w.defined
 		}
 		if d, ok := l.device(ctx, w, &plugins, count[w.kind]); ok {
+			l.fitsBus(vm, w, d.Description)
 			vm.Devices = append(vm.Devices, d)
 		}
+	}
+}
+
+// fitsBus checks that the plugin serves the drivers that the bus has.
+func (l *loader) fitsBus(vm *VM, w writtenDevice, d *pluginv1.DescribeResponse) {
+	if vm.Bus == "lguest" && !slices.Contains(d.GetCapabilities(), pluginv1.Capability_CAPABILITY_LEGACY) {
+		l.errorf(w.kindRange, "The device does not fit the bus", "The lguest bus is for legacy drivers, and the plugin %q does not serve those (it lacks CAPABILITY_LEGACY). Use bus \"mmio\", or leave the device out.", w.kind)
 	}
 }
 

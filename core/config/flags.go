@@ -16,7 +16,7 @@ import (
 
 // Flags are what a command line says of a VM. Empty strings are not given.
 type Flags struct {
-	Name, Memory, CPUs, Machine, Kernel, Initrd, Cmdline string
+	Name, Memory, CPUs, Machine, Bus, Kernel, Initrd, Cmdline string
 	// PluginDirs are searched before those of a file.
 	PluginDirs []string
 	// Devices are in the order given.
@@ -105,6 +105,7 @@ func (f Flags) attributes() [][3]string {
 		{"--memory", "memory", f.Memory},
 		{"--cpus", "cpus", f.CPUs},
 		{"--machine", "machine", f.Machine},
+		{"--bus", "bus", f.Bus},
 		{"--kernel", "kernel", f.Kernel},
 		{"--initrd", "initrd", f.Initrd},
 		{"--cmdline", "cmdline", f.Cmdline},

@@ -31,11 +31,15 @@ func vmSchema() *pluginv1.Schema {
 		},
 		{
 			Name: "machine", Type: pluginv1.AttributeType_ATTRIBUTE_TYPE_STRING, DefaultJson: `"auto"`, OneOf: Machines(),
-			Description: "What runs the guest; auto takes the best that this host can run.",
+			Description: "What runs the guest: kvm, by this host's /dev/kvm; uml, User-Mode Linux, which needs no KVM and no root; auto, the first of these that this host and this VM can use, and says so if it is not kvm.",
+		},
+		{
+			Name: "bus", Type: pluginv1.AttributeType_ATTRIBUTE_TYPE_STRING, OneOf: Buses(),
+			Description: "How the guest of the kvm machine finds its devices: mmio, virtio-mmio, found through ACPI; lguest, the device page of lguest, for guests with a driver for it. If given, machine auto means kvm. If not given, mmio.",
 		},
 		{
 			Name: "kernel", Type: pluginv1.AttributeType_ATTRIBUTE_TYPE_FILE, File: &pluginv1.FileAccess{},
-			Description: "The guest's kernel. If not given, the machine's own default.",
+			Description: "The guest's kernel. If not given: for kvm the newest cloud kernel in /boot, or else the newest one there; for uml linux.uml from PATH.",
 		},
 		{
 			Name: "initrd", Type: pluginv1.AttributeType_ATTRIBUTE_TYPE_FILE, File: &pluginv1.FileAccess{},

@@ -201,12 +201,25 @@ func (l *loader) vmBlock(vm *VM, content *hcl.BodyContent, in Input) {
 	}
 	cpus, _ := out.values["cpus"].(int64)
 	vm.VCPUs = int(cpus)
-	vm.Machine, _ = out.values["machine"].(string)
+	l.machine(vm, out)
 	vm.Kernel, _ = out.values["kernel"].(string)
 	vm.Initrd, _ = out.values["initrd"].(string)
 	vm.Cmdline, _ = out.values["cmdline"].(string)
 	if strings.ContainsAny(vm.Cmdline, "\x00\n") {
 		l.errorf(vm.ranges["cmdline"], "Bad value for \"cmdline\"", "A kernel command line cannot contain line breaks or zero bytes.")
+	}
+}
+
+// machine reads which machine, and which bus.
+func (l *loader) machine(vm *VM, out decoded) {
+	vm.Machine, _ = out.values["machine"].(string)
+	vm.Bus, _ = out.values["bus"].(string)
+	switch {
+	case vm.Bus == "" || vm.Machine == "kvm":
+	case vm.Machine == MachineAuto:
+		vm.Machine = "kvm"
+	default:
+		l.errorf(vm.ranges["bus"], "Bad value for \"bus\"", "Machine %q has no choice of a bus: it reaches its devices by vhost-user. Leave \"bus\" out, or use machine \"kvm\".", vm.Machine)
 	}
 }
 

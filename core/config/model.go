@@ -23,6 +23,8 @@ type VM struct {
 	VCPUs int
 	// Machine is one of Machines.
 	Machine string
+	// Bus is one of Buses, or empty: the machine's default. Only the kvm machine has a choice: with a bus, Machine is "kvm".
+	Bus string
 	// Kernel and Initrd are paths; empty: the machine's default, none.
 	Kernel, Initrd string
 	// Cmdline is added to the kernel's command line.
@@ -87,4 +89,10 @@ func (vm *VM) UsesTerminal() bool {
 }
 
 // Machines lists the values of `machine`.
-func Machines() []string { return []string{"auto", "uml"} }
+func Machines() []string { return []string{MachineAuto, "kvm", "uml"} }
+
+// MachineAuto stands for the first machine that the host can run.
+const MachineAuto = "auto"
+
+// Buses lists the values of `bus`.
+func Buses() []string { return []string{"mmio", "lguest"} }

@@ -47,7 +47,7 @@ func plugins() fakePlugins {
 			{Name: "tags", Type: tList},
 			{Name: "weight", Type: tFloat, Max: proto.Int64(1)},
 		}}},
-		"console": {Name: "console", Version: "0.1.0", DeviceId: 3, Description: "A console.", Schema: &pluginv1.Schema{Attributes: backend(), Blocks: []*pluginv1.Block{{
+		"console": {Name: "console", Version: "0.1.0", DeviceId: 3, Description: "A console.", Capabilities: []pluginv1.Capability{pluginv1.Capability_CAPABILITY_LEGACY}, Schema: &pluginv1.Schema{Attributes: backend(), Blocks: []*pluginv1.Block{{
 			Name: "port", Label: "name", MaxItems: 2, Description: "A port.", Schema: &pluginv1.Schema{Attributes: append(backend(), &pluginv1.Attribute{Name: "size", Type: tSize}, &pluginv1.Attribute{Name: "console", Type: tBool}), Blocks: []*pluginv1.Block{{Name: "filter", Schema: &pluginv1.Schema{Attributes: []*pluginv1.Attribute{{Name: "drop", Type: tString}}}}}},
 		}}}},
 		"liar": {Name: "block", Version: "0.1.0", Schema: &pluginv1.Schema{

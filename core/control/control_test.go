@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -18,6 +19,7 @@ import (
 	"github.com/virtplug/virtplug/core/control"
 	controlv1 "github.com/virtplug/virtplug/core/control/v1"
 	"github.com/virtplug/virtplug/core/device"
+	"github.com/virtplug/virtplug/core/machine"
 	"github.com/virtplug/virtplug/sdk/pluginrpc"
 	"github.com/virtplug/virtplug/sdk/virtio"
 )
@@ -32,7 +34,7 @@ func serve(t *testing.T, root, name string, stopped *atomic.Bool) {
 	d := device.New(device.Options{Name: "vda", DeviceID: virtio.IDBlock})
 	s, err := control.Serve(dir, control.VM{
 		Name: name, Machine: "uml", MemoryBytes: 1 << 20, Devices: []*device.Device{d}, Types: []string{"block"},
-		Stop: func() { stopped.Store(true) },
+		VCPUs: 2, Bus: "mmio", Guest: &fakeGuest{}, Stop: func() { stopped.Store(true) },
 	}, hclog.NewNullLogger())
 	if err != nil {
 		t.Fatal(err)
@@ -113,7 +115,7 @@ func TestADeviceThatRefusesStatisticsHidesNoOther(t *testing.T) {
 		t.Fatal(err)
 	}
 	other := device.New(device.Options{Name: "good"})
-	s, err := control.Serve(dir, control.VM{Name: "one", Devices: []*device.Device{d, other}, Types: []string{"a", "b"}}, hclog.NewNullLogger())
+	s, err := control.Serve(dir, control.VM{Name: "one", Devices: []*device.Device{d, other}, Types: []string{"a", "b"}, Guest: &fakeGuest{}}, hclog.NewNullLogger())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -182,6 +184,92 @@ func TestADeadLaunchersSocketIsPassedOver(t *testing.T) {
 	}
 	for _, c := range clients {
 		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// fakeGuest is a guest that can be paused, or whose machine cannot.
+type fakeGuest struct {
+	mu     sync.Mutex
+	paused bool
+	err    error
+}
+
+func (g *fakeGuest) set(paused bool) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.err == nil {
+		g.paused = paused
+	}
+	return g.err
+}
+
+func (g *fakeGuest) Pause() error              { return g.set(true) }
+func (g *fakeGuest) Resume() error             { return g.set(false) }
+func (*fakeGuest) Counters() map[string]uint64 { return map[string]uint64{"exits.io": 7} }
+
+func (g *fakeGuest) State() control.State {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.paused {
+		return control.StatePaused
+	}
+	return control.StateRunning
+}
+
+func TestAGuestIsPausedAndResumed(t *testing.T) {
+	t.Parallel()
+	root := shortRoot(t)
+	serve(t, root, "one", new(atomic.Bool))
+	c, err := control.Find(t.Context(), root, "one")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close() //nolint:errcheck // read only
+	check := func(want string) {
+		t.Helper()
+		d, err := c.Describe(t.Context(), &controlv1.DescribeRequest{Statistics: true})
+		if err != nil || d.GetState() != want || d.GetVcpus() != 2 || d.GetBus() != "mmio" || d.GetCounters()["exits.io"] != 7 {
+			t.Errorf("described as %v, %v; want state %s", d, err, want)
+		}
+	}
+	check("running")
+	if len(c.Description.GetCounters()) > 0 {
+		t.Error("counters are told without being asked for")
+	}
+	if _, err := c.Pause(t.Context(), &controlv1.PauseRequest{}); err != nil {
+		t.Error(err)
+	}
+	check("paused")
+	if _, err := c.Resume(t.Context(), &controlv1.ResumeRequest{}); err != nil {
+		t.Error(err)
+	}
+	check("running")
+}
+
+func TestWhyAGuestCannotBePaused(t *testing.T) {
+	t.Parallel()
+	for _, k := range []struct {
+		err  error
+		code codes.Code
+	}{
+		{fmt.Errorf("machine uml: %w", machine.ErrUnsupported), codes.Unimplemented},
+		{errors.New("the guest does not run yet"), codes.FailedPrecondition},
+	} {
+		dir := shortRoot(t)
+		s, err := control.Serve(dir, control.VM{Name: "one", Guest: &fakeGuest{err: k.err}}, hclog.NewNullLogger())
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, perr := s.Pause(t.Context(), &controlv1.PauseRequest{})
+		_, rerr := s.Resume(t.Context(), &controlv1.ResumeRequest{})
+		for _, err := range []error{perr, rerr} {
+			if status.Code(err) != k.code || !strings.Contains(err.Error(), k.err.Error()) {
+				t.Errorf("got %v, want %v with %q", err, k.code, k.err)
+			}
+		}
+		if err := s.Close(); err != nil {
 			t.Error(err)
 		}
 	}

@@ -18,6 +18,7 @@ import (
 
 	controlv1 "github.com/virtplug/virtplug/core/control/v1"
 	"github.com/virtplug/virtplug/core/device"
+	"github.com/virtplug/virtplug/core/machine"
 	"github.com/virtplug/virtplug/sdk/pluginrpc"
 )
 
@@ -30,13 +31,41 @@ const maxMessage = 1 << 20
 // VM is what is served.
 type VM struct {
 	Name, Machine string
-	MemoryBytes   uint64
+	// Bus is as configured; empty: the machine's default.
+	Bus         string
+	MemoryBytes uint64
+	VCPUs       int
 	// Devices are in their order; Types are their plugins' names.
 	Devices []*device.Device
 	Types   []string
+	Guest   Guest
 	// Stop begins to end the guest and returns at once.
 	Stop func()
+	// LguestPage copies the lguest bus's device page; nil: there is no such bus.
+	LguestPage func() ([]byte, error)
 }
+
+// Guest is what runs on the machine. Its methods may be called at once.
+type Guest interface {
+	State() State
+	// Pause stops the virtual CPUs, Resume lets them go on. Idempotent. The error wraps machine.ErrUnsupported if the machine
+	// cannot.
+	Pause() error
+	Resume() error
+	// Counters are the machine's, nil if there are none.
+	Counters() map[string]uint64
+}
+
+// State is what a guest is doing.
+type State string
+
+// States. Programs read them: they are not renamed.
+const (
+	StateStarting State = "starting"
+	StateRunning  State = "running"
+	StatePaused   State = "paused"
+	StateEnding   State = "ending"
+)
 
 // Server serves one VM.
 type Server struct {
@@ -72,9 +101,14 @@ func Serve(dir string, vm VM, log hclog.Logger) (*Server, error) {
 	return s, nil
 }
 
+// closeWait is how long calls under way may take when the VM ends; the one that asked for the end is among them. Arbitrary.
+const closeWait = time.Second
+
 // Close ends calls under way and removes the socket.
 func (s *Server) Close() error {
-	s.grpc.Stop()
+	impatient := time.AfterFunc(closeWait, s.grpc.Stop)
+	s.grpc.GracefulStop()
+	impatient.Stop()
 	<-s.done
 	return nil
 }
@@ -83,7 +117,10 @@ func (s *Server) Close() error {
 func (s *Server) Describe(ctx context.Context, r *controlv1.DescribeRequest) (*controlv1.DescribeResponse, error) {
 	out := &controlv1.DescribeResponse{
 		Name: s.vm.Name, Pid: int32(os.Getpid()), Machine: s.vm.Machine, StartedUnix: s.started.Unix(), //nolint:gosec // G115: a process number
-		MemoryBytes: s.vm.MemoryBytes,
+		MemoryBytes: s.vm.MemoryBytes, Vcpus: uint32(s.vm.VCPUs), Bus: s.vm.Bus, State: string(s.vm.Guest.State()), //nolint:gosec // G115: checked against a maximum
+	}
+	if r.GetStatistics() {
+		out.Counters = s.vm.Guest.Counters()
 	}
 	for i, d := range s.vm.Devices {
 		dev := &controlv1.Device{
@@ -145,4 +182,40 @@ func (s *Server) Command(ctx context.Context, r *controlv1.CommandRequest) (*con
 func (s *Server) Stop(context.Context, *controlv1.StopRequest) (*controlv1.StopResponse, error) {
 	s.vm.Stop()
 	return &controlv1.StopResponse{}, nil
+}
+
+// Pause implements the service.
+func (s *Server) Pause(context.Context, *controlv1.PauseRequest) (*controlv1.PauseResponse, error) {
+	if err := s.vm.Guest.Pause(); err != nil {
+		return nil, guestStatus("pause", err)
+	}
+	return &controlv1.PauseResponse{}, nil
+}
+
+// Resume implements the service.
+func (s *Server) Resume(context.Context, *controlv1.ResumeRequest) (*controlv1.ResumeResponse, error) {
+	if err := s.vm.Guest.Resume(); err != nil {
+		return nil, guestStatus("resume", err)
+	}
+	return &controlv1.ResumeResponse{}, nil
+}
+
+func guestStatus(op string, err error) error {
+	code := codes.FailedPrecondition
+	if errors.Is(err, machine.ErrUnsupported) {
+		code = codes.Unimplemented
+	}
+	return status.Errorf(code, "%s: %v", op, err)
+}
+
+// LguestPage implements the service.
+func (s *Server) LguestPage(context.Context, *controlv1.LguestPageRequest) (*controlv1.LguestPageResponse, error) {
+	if s.vm.LguestPage == nil {
+		return nil, status.Errorf(codes.FailedPrecondition, "lguest page: %s has no lguest bus (virtplug run --machine kvm --bus lguest)", s.vm.Name)
+	}
+	page, err := s.vm.LguestPage()
+	if err != nil {
+		return nil, status.Errorf(codes.FailedPrecondition, "lguest page: %v", err)
+	}
+	return &controlv1.LguestPageResponse{Page: page}, nil
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/virtplug/virtplug/core/config"
 	"github.com/virtplug/virtplug/core/control"
 	"github.com/virtplug/virtplug/core/device"
+	"github.com/virtplug/virtplug/core/machine"
 	"github.com/virtplug/virtplug/sdk/pluginrpc"
 	pluginv1 "github.com/virtplug/virtplug/sdk/proto/v1"
 	"github.com/virtplug/virtplug/sdk/virtio"
@@ -27,6 +28,7 @@ type run struct {
 	undo   undo
 	events *events
 
+	guest    *guest
 	terminal Terminal // nil if no device wants it
 	prepared []Prepared
 	devices  []*device.Device
@@ -88,6 +90,7 @@ func (r *run) open(ctx context.Context) error {
 			Start:    func(ctx context.Context) (device.Instance, error) { return p.Start(ctx, terminalFor(c, terminal)) },
 			Withhold: c.Withheld, Restart: r.o.Restart,
 			Unrecoverable: !slices.Contains(c.Description.GetCapabilities(), pluginv1.Capability_CAPABILITY_INFLIGHT),
+			Legacy:        slices.Contains(c.Description.GetCapabilities(), pluginv1.Capability_CAPABILITY_LEGACY),
 		})
 		r.devices[i] = d
 		told, _ := d.Subscribe()
@@ -119,10 +122,13 @@ func (r *run) open(ctx context.Context) error {
 }
 
 // serveControl lets other processes ask and command the VM until it ends.
-func (r *run) serveControl(dir, machine string) error {
+func (r *run) serveControl(dir string) error {
 	vm := control.VM{
-		Name: r.o.VM.Name, Machine: machine, MemoryBytes: r.o.VM.MemoryBytes, Devices: r.devices,
-		Stop: func() { r.cancel(errQuit) },
+		Name: r.o.VM.Name, Machine: r.guest.machine, Bus: r.o.VM.Bus, MemoryBytes: r.o.VM.MemoryBytes, VCPUs: r.o.VM.VCPUs,
+		Devices: r.devices, Guest: r.guest, Stop: func() { r.cancel(errQuit) },
+	}
+	if r.o.VM.Bus == machine.BusLguest {
+		vm.LguestPage = r.guest.lguestPage
 	}
 	for _, d := range r.o.VM.Devices {
 		vm.Types = append(vm.Types, d.Plugin.Name)

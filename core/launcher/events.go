@@ -13,6 +13,12 @@ type Kind string
 const (
 	// KindRunning: all devices are there and the guest boots.
 	KindRunning Kind = "running"
+	// KindMachine: `auto` takes another machine than the best, and why.
+	KindMachine Kind = "machine"
+	// KindPaused: the guest's processors stand still.
+	KindPaused Kind = "paused"
+	// KindResumed: they go on.
+	KindResumed Kind = "resumed"
 	// KindNotice: a device tells something that a user wants to know.
 	KindNotice Kind = "notice"
 	// KindState: a device's plugin died, is being restarted, is back, or has failed for good.
@@ -24,7 +30,7 @@ const (
 // Event is something that happened, for the user.
 type Event struct {
 	Kind Kind `json:"event"`
-	// VM and Machine are set for KindRunning.
+	// VM and Machine are set for KindRunning, KindPaused and KindResumed; Machine for KindMachine too.
 	VM      string `json:"vm,omitempty"`
 	Machine string `json:"machine,omitempty"`
 	// Device is the device's name for the others.
@@ -33,7 +39,7 @@ type Event struct {
 	State string `json:"state,omitempty"`
 	// Message is for people.
 	Message string `json:"message,omitempty"`
-	// Facts are a notice's, for programs.
+	// Facts are a notice's, for programs; for KindMachine why a machine cannot be used, by its name.
 	Facts map[string]string `json:"facts,omitempty"`
 }
 

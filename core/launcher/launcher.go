@@ -58,12 +58,6 @@ type Terminal interface {
 // escape key; neither blocks.
 type OpenTerminal func(resize func(cols, rows int), quit func()) (Terminal, error)
 
-// NamedMachine is a machine with its name in configurations.
-type NamedMachine struct {
-	Name    string
-	Machine machine.Machine
-}
-
 // Options are what a run needs.
 type Options struct {
 	VM      *config.VM
@@ -98,12 +92,6 @@ type Outcome struct {
 	Quit bool
 }
 
-// Check tells whether this host can run the VM, and by which machine, without starting anything.
-func Check(o Options) (string, error) {
-	m, err := choose(o, guestOf(o.VM))
-	return m.Name, err
-}
-
 // Run lives a VM's life and returns when nothing of it is left. If ctx ends, the guest is stopped (Outcome.Reason is
 // machine.Stopped), or what was started of it is taken down and ctx's error returned. Errors are *config.Error where a place in
 // the configuration is to blame.
@@ -119,18 +107,22 @@ func Run(ctx context.Context, o Options) (out Outcome, err error) {
 			err = errors.Join(err, fmt.Errorf("clean up: %w", uerr))
 		}
 	}()
-	guest := guestOf(o.VM)
-	chosen, err := choose(o, guest)
+	boot := guestOf(o.VM)
+	chosen, err := choose(o, boot)
 	if err != nil {
 		return out, err
 	}
 	out.Machine = chosen.Name
+	if chosen.Fallback() != "" {
+		r.events.send(chosen.event())
+	}
+	r.guest = &guest{vm: boot.Name, machine: chosen.Name, events: r.events}
 	dir, err := newRunDir(o.RunRoot, o.VM.Name)
 	if err != nil {
 		return out, err
 	}
 	r.undo.add(dir.Close)
-	guest.RunDir, guest.Console = dir.path, o.KernelOutput
+	boot.RunDir, boot.Console, boot.Started = dir.path, o.KernelOutput, r.guest.started
 	if err := r.prepare(dir.path); err != nil {
 		return out, err
 	}
@@ -141,21 +133,14 @@ func Run(ctx context.Context, o Options) (out Outcome, err error) {
 		}
 		return out, err
 	}
-	if err := r.serveControl(dir.path, chosen.Name); err != nil {
+	if err := r.serveControl(dir.path); err != nil {
 		return out, err
 	}
 	if r.terminal != nil {
 		r.terminal.Start()
 	}
-	for {
-		r.events.send(Event{Kind: KindRunning, Machine: chosen.Name, VM: guest.Name})
-		out.Exit, err = chosen.Machine.Run(ctx, guest, r.devices)
-		if err != nil {
-			return out, fmt.Errorf("%w: %s: %w", ErrMachine, chosen.Name, err)
-		}
-		if out.Reason != machine.Reboot || o.NoReboot || ctx.Err() != nil {
-			break
-		}
+	if out.Exit, err = r.boot(ctx, chosen.Machine, boot); err != nil {
+		return out, fmt.Errorf("%w: %w", ErrMachine, Refusal{chosen.Name, err})
 	}
 	out.Quit = quitting(ctx)
 	for _, d := range r.devices {
@@ -166,12 +151,31 @@ func Run(ctx context.Context, o Options) (out Outcome, err error) {
 	return out, nil
 }
 
+// boot runs the guest, again and again if it asks to be restarted.
+func (r *run) boot(ctx context.Context, m machine.Machine, g machine.Guest) (machine.Exit, error) {
+	ended := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() { defer close(ended); r.guest.end() })
+	defer func() {
+		if !stop() {
+			<-ended
+		}
+	}()
+	for {
+		r.guest.boots()
+		r.events.send(Event{Kind: KindRunning, Machine: r.guest.machine, VM: g.Name})
+		exit, err := m.Run(ctx, g, r.devices)
+		if err != nil || exit.Reason != machine.Reboot || r.o.NoReboot || ctx.Err() != nil {
+			return exit, err
+		}
+	}
+}
+
 func quitting(ctx context.Context) bool { return errors.Is(context.Cause(ctx), errQuit) }
 
 // guestOf says what to boot.
 func guestOf(vm *config.VM) machine.Guest {
 	return machine.Guest{
-		Name: vm.Name, MemoryBytes: vm.MemoryBytes, VCPUs: vm.VCPUs, Kernel: vm.Kernel, Initrd: vm.Initrd, Cmdline: cmdline(vm),
+		Name: vm.Name, MemoryBytes: vm.MemoryBytes, VCPUs: vm.VCPUs, Bus: vm.Bus, Kernel: vm.Kernel, Initrd: vm.Initrd, Cmdline: cmdline(vm),
 	}
 }
 
@@ -188,23 +192,4 @@ func cmdline(vm *config.VM) string {
 		return vm.Cmdline
 	}
 	return strings.TrimSpace("console=hvc0 " + vm.Cmdline)
-}
-
-// choose returns the machine that the configuration names, or for `auto` the first that this host can run.
-func choose(o Options, g machine.Guest) (NamedMachine, error) {
-	var errs []error
-	for _, m := range o.Machines {
-		if o.VM.Machine != "auto" && o.VM.Machine != m.Name {
-			continue
-		}
-		err := m.Machine.Check(g)
-		if err == nil {
-			return m, nil
-		}
-		errs = append(errs, fmt.Errorf("%s: %w", m.Name, err))
-	}
-	if len(errs) == 0 {
-		return NamedMachine{}, o.VM.AtVM("machine", fmt.Errorf("there is no machine %q in this build", o.VM.Machine))
-	}
-	return NamedMachine{}, fmt.Errorf("%w: %w", ErrMachine, errors.Join(errs...))
 }

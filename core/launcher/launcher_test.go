@@ -54,6 +54,7 @@ func (r *rig) Describe(_ context.Context, ref config.PluginRef) (*pluginv1.Descr
 	if ref.Name == "console" {
 		d.DeviceId = uint32(virtio.IDConsole)
 		d.Commands = []*pluginv1.CommandSpec{{Name: "resize"}}
+		d.Capabilities = []pluginv1.Capability{pluginv1.Capability_CAPABILITY_LEGACY}
 		d.Schema.Attributes = append(d.Schema.Attributes,
 			&pluginv1.Attribute{Name: "backend", Type: pluginv1.AttributeType_ATTRIBUTE_TYPE_STRING},
 			&pluginv1.Attribute{Name: "stdio", Type: pluginv1.AttributeType_ATTRIBUTE_TYPE_FILE, File: &pluginv1.FileAccess{AnyKind: true}})

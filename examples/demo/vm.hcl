@@ -1,7 +1,7 @@
-# The machine of `make demo`. Paths are relative to this file.
+# The machine of `make demo`. Paths are relative to this file. What runs it, and on which bus, comes from the command line:
+# virtplug run examples/demo/vm.hcl --machine kvm
 vm "demo" {
   memory  = "128M"
-  machine = "uml"
   initrd  = "../../.demo/initrd.gz"
   cmdline = "quiet"
 }

@@ -1,4 +1,5 @@
-// The control service of a running VM: what `virtplug ps`, `stop`, `resize` and `command` speak, for programs too.
+// The control service of a running VM: what `virtplug ps`, `stop`, `pause`, `resume`, `resize` and `command` speak, for programs
+// too.
 //
 // Each running launcher serves it by gRPC on the unix socket `control` in its run directory
 // ($XDG_RUNTIME_DIR/virtplug/<vm>-<pid>/, or /tmp/virtplug-<uid>/<vm>-<pid>/), mode 0700. Callers must be the same user, or
@@ -79,12 +80,20 @@ type DescribeResponse struct {
 	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// The launcher's process.
 	Pid int32 `protobuf:"varint,2,opt,name=pid,proto3" json:"pid,omitempty"`
-	// "uml", …
+	// "kvm", "uml", …
 	Machine string `protobuf:"bytes,3,opt,name=machine,proto3" json:"machine,omitempty"`
 	// Seconds since 1970 when the launcher started.
-	StartedUnix   int64     `protobuf:"varint,4,opt,name=started_unix,json=startedUnix,proto3" json:"started_unix,omitempty"`
-	MemoryBytes   uint64    `protobuf:"varint,5,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
-	Devices       []*Device `protobuf:"bytes,6,rep,name=devices,proto3" json:"devices,omitempty"`
+	StartedUnix int64     `protobuf:"varint,4,opt,name=started_unix,json=startedUnix,proto3" json:"started_unix,omitempty"`
+	MemoryBytes uint64    `protobuf:"varint,5,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
+	Devices     []*Device `protobuf:"bytes,6,rep,name=devices,proto3" json:"devices,omitempty"`
+	// starting, running, paused or ending.
+	State string `protobuf:"bytes,7,opt,name=state,proto3" json:"state,omitempty"`
+	Vcpus uint32 `protobuf:"varint,8,opt,name=vcpus,proto3" json:"vcpus,omitempty"`
+	// As configured: "mmio", "lguest"; empty: the machine's default.
+	Bus string `protobuf:"bytes,9,opt,name=bus,proto3" json:"bus,omitempty"`
+	// What the machine counts since the guest booted, by name; as a rule how often the launcher was woken, and why. Only with
+	// statistics.
+	Counters      map[string]uint64 `protobuf:"bytes,10,rep,name=counters,proto3" json:"counters,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -157,6 +166,34 @@ func (x *DescribeResponse) GetMemoryBytes() uint64 {
 func (x *DescribeResponse) GetDevices() []*Device {
 	if x != nil {
 		return x.Devices
+	}
+	return nil
+}
+
+func (x *DescribeResponse) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *DescribeResponse) GetVcpus() uint32 {
+	if x != nil {
+		return x.Vcpus
+	}
+	return 0
+}
+
+func (x *DescribeResponse) GetBus() string {
+	if x != nil {
+		return x.Bus
+	}
+	return ""
+}
+
+func (x *DescribeResponse) GetCounters() map[string]uint64 {
+	if x != nil {
+		return x.Counters
 	}
 	return nil
 }
@@ -570,6 +607,231 @@ func (*StopResponse) Descriptor() ([]byte, []int) {
 	return file_core_control_v1_control_proto_rawDescGZIP(), []int{7}
 }
 
+type PauseRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PauseRequest) Reset() {
+	*x = PauseRequest{}
+	mi := &file_core_control_v1_control_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PauseRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PauseRequest) ProtoMessage() {}
+
+func (x *PauseRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_core_control_v1_control_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PauseRequest.ProtoReflect.Descriptor instead.
+func (*PauseRequest) Descriptor() ([]byte, []int) {
+	return file_core_control_v1_control_proto_rawDescGZIP(), []int{8}
+}
+
+type PauseResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PauseResponse) Reset() {
+	*x = PauseResponse{}
+	mi := &file_core_control_v1_control_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PauseResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PauseResponse) ProtoMessage() {}
+
+func (x *PauseResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_core_control_v1_control_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PauseResponse.ProtoReflect.Descriptor instead.
+func (*PauseResponse) Descriptor() ([]byte, []int) {
+	return file_core_control_v1_control_proto_rawDescGZIP(), []int{9}
+}
+
+type ResumeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResumeRequest) Reset() {
+	*x = ResumeRequest{}
+	mi := &file_core_control_v1_control_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResumeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResumeRequest) ProtoMessage() {}
+
+func (x *ResumeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_core_control_v1_control_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResumeRequest.ProtoReflect.Descriptor instead.
+func (*ResumeRequest) Descriptor() ([]byte, []int) {
+	return file_core_control_v1_control_proto_rawDescGZIP(), []int{10}
+}
+
+type ResumeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResumeResponse) Reset() {
+	*x = ResumeResponse{}
+	mi := &file_core_control_v1_control_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResumeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResumeResponse) ProtoMessage() {}
+
+func (x *ResumeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_core_control_v1_control_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResumeResponse.ProtoReflect.Descriptor instead.
+func (*ResumeResponse) Descriptor() ([]byte, []int) {
+	return file_core_control_v1_control_proto_rawDescGZIP(), []int{11}
+}
+
+type LguestPageRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LguestPageRequest) Reset() {
+	*x = LguestPageRequest{}
+	mi := &file_core_control_v1_control_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LguestPageRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LguestPageRequest) ProtoMessage() {}
+
+func (x *LguestPageRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_core_control_v1_control_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LguestPageRequest.ProtoReflect.Descriptor instead.
+func (*LguestPageRequest) Descriptor() ([]byte, []int) {
+	return file_core_control_v1_control_proto_rawDescGZIP(), []int{12}
+}
+
+type LguestPageResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// 4096 bytes, written by the guest too: nothing in them is trustworthy.
+	Page          []byte `protobuf:"bytes,1,opt,name=page,proto3" json:"page,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LguestPageResponse) Reset() {
+	*x = LguestPageResponse{}
+	mi := &file_core_control_v1_control_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LguestPageResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LguestPageResponse) ProtoMessage() {}
+
+func (x *LguestPageResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_core_control_v1_control_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LguestPageResponse.ProtoReflect.Descriptor instead.
+func (*LguestPageResponse) Descriptor() ([]byte, []int) {
+	return file_core_control_v1_control_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *LguestPageResponse) GetPage() []byte {
+	if x != nil {
+		return x.Page
+	}
+	return nil
+}
+
 var File_core_control_v1_control_proto protoreflect.FileDescriptor
 
 const file_core_control_v1_control_proto_rawDesc = "" +
@@ -578,14 +840,22 @@ const file_core_control_v1_control_proto_rawDesc = "" +
 	"\x0fDescribeRequest\x12\x1e\n" +
 	"\n" +
 	"statistics\x18\x01 \x01(\bR\n" +
-	"statistics\"\xcf\x01\n" +
+	"statistics\"\x9b\x03\n" +
 	"\x10DescribeResponse\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
 	"\x03pid\x18\x02 \x01(\x05R\x03pid\x12\x18\n" +
 	"\amachine\x18\x03 \x01(\tR\amachine\x12!\n" +
 	"\fstarted_unix\x18\x04 \x01(\x03R\vstartedUnix\x12!\n" +
 	"\fmemory_bytes\x18\x05 \x01(\x04R\vmemoryBytes\x125\n" +
-	"\adevices\x18\x06 \x03(\v2\x1b.virtplug.control.v1.DeviceR\adevices\"\xc3\x02\n" +
+	"\adevices\x18\x06 \x03(\v2\x1b.virtplug.control.v1.DeviceR\adevices\x12\x14\n" +
+	"\x05state\x18\a \x01(\tR\x05state\x12\x14\n" +
+	"\x05vcpus\x18\b \x01(\rR\x05vcpus\x12\x10\n" +
+	"\x03bus\x18\t \x01(\tR\x03bus\x12O\n" +
+	"\bcounters\x18\n" +
+	" \x03(\v23.virtplug.control.v1.DescribeResponse.CountersEntryR\bcounters\x1a;\n" +
+	"\rCountersEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"\xc3\x02\n" +
 	"\x06Device\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04type\x18\x02 \x01(\tR\x04type\x12\x1b\n" +
@@ -619,11 +889,22 @@ const file_core_control_v1_control_proto_rawDesc = "" +
 	"\vresult_json\x18\x01 \x01(\tR\n" +
 	"resultJson\"\r\n" +
 	"\vStopRequest\"\x0e\n" +
-	"\fStopResponse2\x85\x02\n" +
+	"\fStopResponse\"\x0e\n" +
+	"\fPauseRequest\"\x0f\n" +
+	"\rPauseResponse\"\x0f\n" +
+	"\rResumeRequest\"\x10\n" +
+	"\x0eResumeResponse\"\x13\n" +
+	"\x11LguestPageRequest\"(\n" +
+	"\x12LguestPageResponse\x12\x12\n" +
+	"\x04page\x18\x01 \x01(\fR\x04page2\x87\x04\n" +
 	"\aControl\x12W\n" +
 	"\bDescribe\x12$.virtplug.control.v1.DescribeRequest\x1a%.virtplug.control.v1.DescribeResponse\x12T\n" +
 	"\aCommand\x12#.virtplug.control.v1.CommandRequest\x1a$.virtplug.control.v1.CommandResponse\x12K\n" +
-	"\x04Stop\x12 .virtplug.control.v1.StopRequest\x1a!.virtplug.control.v1.StopResponseB8Z6github.com/virtplug/virtplug/core/control/v1;controlv1b\x06proto3"
+	"\x04Stop\x12 .virtplug.control.v1.StopRequest\x1a!.virtplug.control.v1.StopResponse\x12N\n" +
+	"\x05Pause\x12!.virtplug.control.v1.PauseRequest\x1a\".virtplug.control.v1.PauseResponse\x12Q\n" +
+	"\x06Resume\x12\".virtplug.control.v1.ResumeRequest\x1a#.virtplug.control.v1.ResumeResponse\x12]\n" +
+	"\n" +
+	"LguestPage\x12&.virtplug.control.v1.LguestPageRequest\x1a'.virtplug.control.v1.LguestPageResponseB8Z6github.com/virtplug/virtplug/core/control/v1;controlv1b\x06proto3"
 
 var (
 	file_core_control_v1_control_proto_rawDescOnce sync.Once
@@ -637,33 +918,47 @@ func file_core_control_v1_control_proto_rawDescGZIP() []byte {
 	return file_core_control_v1_control_proto_rawDescData
 }
 
-var file_core_control_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
+var file_core_control_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
 var file_core_control_v1_control_proto_goTypes = []any{
-	(*DescribeRequest)(nil),  // 0: virtplug.control.v1.DescribeRequest
-	(*DescribeResponse)(nil), // 1: virtplug.control.v1.DescribeResponse
-	(*Device)(nil),           // 2: virtplug.control.v1.Device
-	(*Queue)(nil),            // 3: virtplug.control.v1.Queue
-	(*CommandRequest)(nil),   // 4: virtplug.control.v1.CommandRequest
-	(*CommandResponse)(nil),  // 5: virtplug.control.v1.CommandResponse
-	(*StopRequest)(nil),      // 6: virtplug.control.v1.StopRequest
-	(*StopResponse)(nil),     // 7: virtplug.control.v1.StopResponse
-	nil,                      // 8: virtplug.control.v1.Device.CountersEntry
+	(*DescribeRequest)(nil),    // 0: virtplug.control.v1.DescribeRequest
+	(*DescribeResponse)(nil),   // 1: virtplug.control.v1.DescribeResponse
+	(*Device)(nil),             // 2: virtplug.control.v1.Device
+	(*Queue)(nil),              // 3: virtplug.control.v1.Queue
+	(*CommandRequest)(nil),     // 4: virtplug.control.v1.CommandRequest
+	(*CommandResponse)(nil),    // 5: virtplug.control.v1.CommandResponse
+	(*StopRequest)(nil),        // 6: virtplug.control.v1.StopRequest
+	(*StopResponse)(nil),       // 7: virtplug.control.v1.StopResponse
+	(*PauseRequest)(nil),       // 8: virtplug.control.v1.PauseRequest
+	(*PauseResponse)(nil),      // 9: virtplug.control.v1.PauseResponse
+	(*ResumeRequest)(nil),      // 10: virtplug.control.v1.ResumeRequest
+	(*ResumeResponse)(nil),     // 11: virtplug.control.v1.ResumeResponse
+	(*LguestPageRequest)(nil),  // 12: virtplug.control.v1.LguestPageRequest
+	(*LguestPageResponse)(nil), // 13: virtplug.control.v1.LguestPageResponse
+	nil,                        // 14: virtplug.control.v1.DescribeResponse.CountersEntry
+	nil,                        // 15: virtplug.control.v1.Device.CountersEntry
 }
 var file_core_control_v1_control_proto_depIdxs = []int32{
-	2, // 0: virtplug.control.v1.DescribeResponse.devices:type_name -> virtplug.control.v1.Device
-	3, // 1: virtplug.control.v1.Device.queues:type_name -> virtplug.control.v1.Queue
-	8, // 2: virtplug.control.v1.Device.counters:type_name -> virtplug.control.v1.Device.CountersEntry
-	0, // 3: virtplug.control.v1.Control.Describe:input_type -> virtplug.control.v1.DescribeRequest
-	4, // 4: virtplug.control.v1.Control.Command:input_type -> virtplug.control.v1.CommandRequest
-	6, // 5: virtplug.control.v1.Control.Stop:input_type -> virtplug.control.v1.StopRequest
-	1, // 6: virtplug.control.v1.Control.Describe:output_type -> virtplug.control.v1.DescribeResponse
-	5, // 7: virtplug.control.v1.Control.Command:output_type -> virtplug.control.v1.CommandResponse
-	7, // 8: virtplug.control.v1.Control.Stop:output_type -> virtplug.control.v1.StopResponse
-	6, // [6:9] is the sub-list for method output_type
-	3, // [3:6] is the sub-list for method input_type
-	3, // [3:3] is the sub-list for extension type_name
-	3, // [3:3] is the sub-list for extension extendee
-	0, // [0:3] is the sub-list for field type_name
+	2,  // 0: virtplug.control.v1.DescribeResponse.devices:type_name -> virtplug.control.v1.Device
+	14, // 1: virtplug.control.v1.DescribeResponse.counters:type_name -> virtplug.control.v1.DescribeResponse.CountersEntry
+	3,  // 2: virtplug.control.v1.Device.queues:type_name -> virtplug.control.v1.Queue
+	15, // 3: virtplug.control.v1.Device.counters:type_name -> virtplug.control.v1.Device.CountersEntry
+	0,  // 4: virtplug.control.v1.Control.Describe:input_type -> virtplug.control.v1.DescribeRequest
+	4,  // 5: virtplug.control.v1.Control.Command:input_type -> virtplug.control.v1.CommandRequest
+	6,  // 6: virtplug.control.v1.Control.Stop:input_type -> virtplug.control.v1.StopRequest
+	8,  // 7: virtplug.control.v1.Control.Pause:input_type -> virtplug.control.v1.PauseRequest
+	10, // 8: virtplug.control.v1.Control.Resume:input_type -> virtplug.control.v1.ResumeRequest
+	12, // 9: virtplug.control.v1.Control.LguestPage:input_type -> virtplug.control.v1.LguestPageRequest
+	1,  // 10: virtplug.control.v1.Control.Describe:output_type -> virtplug.control.v1.DescribeResponse
+	5,  // 11: virtplug.control.v1.Control.Command:output_type -> virtplug.control.v1.CommandResponse
+	7,  // 12: virtplug.control.v1.Control.Stop:output_type -> virtplug.control.v1.StopResponse
+	9,  // 13: virtplug.control.v1.Control.Pause:output_type -> virtplug.control.v1.PauseResponse
+	11, // 14: virtplug.control.v1.Control.Resume:output_type -> virtplug.control.v1.ResumeResponse
+	13, // 15: virtplug.control.v1.Control.LguestPage:output_type -> virtplug.control.v1.LguestPageResponse
+	10, // [10:16] is the sub-list for method output_type
+	4,  // [4:10] is the sub-list for method input_type
+	4,  // [4:4] is the sub-list for extension type_name
+	4,  // [4:4] is the sub-list for extension extendee
+	0,  // [0:4] is the sub-list for field type_name
 }
 
 func init() { file_core_control_v1_control_proto_init() }
@@ -677,7 +972,7 @@ func file_core_control_v1_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_core_control_v1_control_proto_rawDesc), len(file_core_control_v1_control_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   9,
+			NumMessages:   16,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

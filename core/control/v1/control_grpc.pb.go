@@ -1,4 +1,5 @@
-// The control service of a running VM: what `virtplug ps`, `stop`, `resize` and `command` speak, for programs too.
+// The control service of a running VM: what `virtplug ps`, `stop`, `pause`, `resume`, `resize` and `command` speak, for programs
+// too.
 //
 // Each running launcher serves it by gRPC on the unix socket `control` in its run directory
 // ($XDG_RUNTIME_DIR/virtplug/<vm>-<pid>/, or /tmp/virtplug-<uid>/<vm>-<pid>/), mode 0700. Callers must be the same user, or
@@ -27,9 +28,12 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	Control_Describe_FullMethodName = "/virtplug.control.v1.Control/Describe"
-	Control_Command_FullMethodName  = "/virtplug.control.v1.Control/Command"
-	Control_Stop_FullMethodName     = "/virtplug.control.v1.Control/Stop"
+	Control_Describe_FullMethodName   = "/virtplug.control.v1.Control/Describe"
+	Control_Command_FullMethodName    = "/virtplug.control.v1.Control/Command"
+	Control_Stop_FullMethodName       = "/virtplug.control.v1.Control/Stop"
+	Control_Pause_FullMethodName      = "/virtplug.control.v1.Control/Pause"
+	Control_Resume_FullMethodName     = "/virtplug.control.v1.Control/Resume"
+	Control_LguestPage_FullMethodName = "/virtplug.control.v1.Control/LguestPage"
 )
 
 // ControlClient is the client API for Control service.
@@ -43,6 +47,14 @@ type ControlClient interface {
 	Command(ctx context.Context, in *CommandRequest, opts ...grpc.CallOption) (*CommandResponse, error)
 	// Stop ends the guest, as Ctrl-C does. It answers at once; the socket is gone when the VM is.
 	Stop(ctx context.Context, in *StopRequest, opts ...grpc.CallOption) (*StopResponse, error)
+	// Pause stops the guest's virtual CPUs: none executes when it answers. Devices finish what they were told. Nothing happens if
+	// they are stopped already. FAILED_PRECONDITION: the guest does not run; UNIMPLEMENTED: the machine cannot.
+	Pause(ctx context.Context, in *PauseRequest, opts ...grpc.CallOption) (*PauseResponse, error)
+	// Resume lets them go on. Errors are Pause's.
+	Resume(ctx context.Context, in *ResumeRequest, opts ...grpc.CallOption) (*ResumeResponse, error)
+	// LguestPage is a copy of the lguest bus's device page as it is now. FAILED_PRECONDITION: the VM has no such bus, or its guest
+	// does not run yet.
+	LguestPage(ctx context.Context, in *LguestPageRequest, opts ...grpc.CallOption) (*LguestPageResponse, error)
 }
 
 type controlClient struct {
@@ -83,6 +95,36 @@ func (c *controlClient) Stop(ctx context.Context, in *StopRequest, opts ...grpc.
 	return out, nil
 }
 
+func (c *controlClient) Pause(ctx context.Context, in *PauseRequest, opts ...grpc.CallOption) (*PauseResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(PauseResponse)
+	err := c.cc.Invoke(ctx, Control_Pause_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *controlClient) Resume(ctx context.Context, in *ResumeRequest, opts ...grpc.CallOption) (*ResumeResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ResumeResponse)
+	err := c.cc.Invoke(ctx, Control_Resume_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *controlClient) LguestPage(ctx context.Context, in *LguestPageRequest, opts ...grpc.CallOption) (*LguestPageResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(LguestPageResponse)
+	err := c.cc.Invoke(ctx, Control_LguestPage_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // ControlServer is the server API for Control service.
 // All implementations must embed UnimplementedControlServer
 // for forward compatibility.
@@ -94,6 +136,14 @@ type ControlServer interface {
 	Command(context.Context, *CommandRequest) (*CommandResponse, error)
 	// Stop ends the guest, as Ctrl-C does. It answers at once; the socket is gone when the VM is.
 	Stop(context.Context, *StopRequest) (*StopResponse, error)
+	// Pause stops the guest's virtual CPUs: none executes when it answers. Devices finish what they were told. Nothing happens if
+	// they are stopped already. FAILED_PRECONDITION: the guest does not run; UNIMPLEMENTED: the machine cannot.
+	Pause(context.Context, *PauseRequest) (*PauseResponse, error)
+	// Resume lets them go on. Errors are Pause's.
+	Resume(context.Context, *ResumeRequest) (*ResumeResponse, error)
+	// LguestPage is a copy of the lguest bus's device page as it is now. FAILED_PRECONDITION: the VM has no such bus, or its guest
+	// does not run yet.
+	LguestPage(context.Context, *LguestPageRequest) (*LguestPageResponse, error)
 	mustEmbedUnimplementedControlServer()
 }
 
@@ -112,6 +162,15 @@ func (UnimplementedControlServer) Command(context.Context, *CommandRequest) (*Co
 }
 func (UnimplementedControlServer) Stop(context.Context, *StopRequest) (*StopResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Stop not implemented")
+}
+func (UnimplementedControlServer) Pause(context.Context, *PauseRequest) (*PauseResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Pause not implemented")
+}
+func (UnimplementedControlServer) Resume(context.Context, *ResumeRequest) (*ResumeResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Resume not implemented")
+}
+func (UnimplementedControlServer) LguestPage(context.Context, *LguestPageRequest) (*LguestPageResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method LguestPage not implemented")
 }
 func (UnimplementedControlServer) mustEmbedUnimplementedControlServer() {}
 func (UnimplementedControlServer) testEmbeddedByValue()                 {}
@@ -188,6 +247,60 @@ func _Control_Stop_Handler(srv interface{}, ctx context.Context, dec func(interf
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Control_Pause_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(PauseRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ControlServer).Pause(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Control_Pause_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ControlServer).Pause(ctx, req.(*PauseRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Control_Resume_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ResumeRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ControlServer).Resume(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Control_Resume_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ControlServer).Resume(ctx, req.(*ResumeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Control_LguestPage_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(LguestPageRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ControlServer).LguestPage(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Control_LguestPage_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ControlServer).LguestPage(ctx, req.(*LguestPageRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Control_ServiceDesc is the grpc.ServiceDesc for Control service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -206,6 +319,18 @@ var Control_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Stop",
 			Handler:    _Control_Stop_Handler,
+		},
+		{
+			MethodName: "Pause",
+			Handler:    _Control_Pause_Handler,
+		},
+		{
+			MethodName: "Resume",
+			Handler:    _Control_Resume_Handler,
+		},
+		{
+			MethodName: "LguestPage",
+			Handler:    _Control_LguestPage_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

@@ -1,0 +1,4 @@
+vm "a" {
+  machine = "uml"
+  bus     = "lguest"
+}
