@@ -81,8 +81,9 @@ type Options struct {
 
 // Device is one virtio device as the machine sees it. See the package comment.
 type Device struct {
-	opts Options
-	log  hclog.Logger
+	opts  Options
+	log   hclog.Logger
+	quiet quiet
 
 	// op is held (by a value in it) by whoever changes the device or talks to the instance about such a change. Locked
 	// before mu.

@@ -52,7 +52,7 @@ func (d *Device) notice(n pluginrpc.Notice) {
 }
 
 func (d *Device) deviceError(l *live, e pluginrpc.DeviceError) {
-	d.log.Error("device error", "queue", e.Queue, "needs_reset", e.NeedsReset, "error", e.Message)
+	d.quiet.line(d.log.Error, "device error", "queue", e.Queue, "needs_reset", e.NeedsReset, "error", e.Message)
 	d.mu.Lock()
 	stale := d.cur != l
 	d.publish(Event{Kind: EventError, Error: e})

@@ -41,6 +41,7 @@ type fake struct {
 	config []byte
 	fail   map[string]error
 	closed bool
+	broken string // what StopQueue answers about the driver
 }
 
 func newFake(o pluginrpc.Offer) *fake {
@@ -116,7 +117,7 @@ func (f *fake) StartQueue(_ context.Context, q pluginrpc.QueueStart) (int, error
 }
 
 func (f *fake) StopQueue(_ context.Context, i int) (pluginrpc.QueueState, error) {
-	return pluginrpc.QueueState{NextAvail: 42, UsedIndex: 42}, f.call(fmt.Sprintf("stop %d", i))
+	return pluginrpc.QueueState{NextAvail: 42, UsedIndex: 42, Broken: f.broken}, f.call(fmt.Sprintf("stop %d", i))
 }
 
 func (f *fake) Reset(context.Context) error  { return f.call("reset") }

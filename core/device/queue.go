@@ -225,7 +225,7 @@ func (d *Device) stopOn(ctx context.Context, l *live, q *queue) error {
 		return fmt.Errorf("%w: stop queue %d: %w", ErrLost, q.index, err)
 	}
 	if st.Broken != "" {
-		d.log.Warn("queue was broken by the driver", "queue", q.index, "reason", st.Broken)
+		d.quiet.line(d.log.Warn, "queue was broken by the driver", "queue", q.index, "reason", st.Broken)
 	}
 	d.mu.Lock()
 	q.base, q.on = st.NextAvail, nil

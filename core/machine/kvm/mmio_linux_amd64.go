@@ -25,7 +25,7 @@ type mmioBus struct {
 	windows []*mmio.Registers
 	files   files
 
-	// mu is held while a page is rendered.
+	// mu is held while a page is rendered, and guards slot.
 	mu    sync.Mutex
 	ram   *memory.RAM      // nil: there are no pages
 	pages *guestmem.Memory // all windows, adjacent
@@ -43,6 +43,8 @@ func (b *mmioBus) begin(r *run, _ *boot.Entry) error {
 	if err := r.mapMemory(); err != nil || b.pages == nil {
 		return err
 	}
+	b.mu.Lock() // a device may be changing
+	defer b.mu.Unlock()
 	b.slot = r.nextSlot()
 	return b.show()
 }
@@ -169,9 +171,7 @@ func giveQueue(ctx context.Context, vm *kvm.VM, d *device.Device, q int, kick *o
 func (b *mmioBus) kick(kicks files, q uint32) {
 	b.run.count.add(countKicks)
 	if uint64(q) < uint64(len(kicks)) {
-		if err := eventfd.Signal(fd(kicks[q])); err != nil {
-			b.run.log.Error("notification not passed on", "queue", q, "error", err)
-		}
+		device.Signal(fd(kicks[q]))
 	}
 }
 

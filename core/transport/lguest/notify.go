@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/virtplug/virtplug/core/device"
 	"github.com/virtplug/virtplug/sdk/eventfd"
 )
 
@@ -97,16 +98,8 @@ func (r *ring) start(ctx context.Context) error {
 	return d.StartQueue(ctx, r.index)
 }
 
-// signal is a kick that reached the launcher. It does not block: a counter that cannot grow has a kick in it.
-func (r *ring) signal() {
-	p := []unix.PollFd{{Fd: int32(r.kick), Events: unix.POLLOUT}} //nolint:gosec // G115: a descriptor
-	if n, err := unix.Poll(p, 0); err != nil || n != 1 {
-		return
-	}
-	if err := eventfd.Signal(r.kick); err != nil {
-		r.slot.log.Error("kick", "ring", r.index, "error", err)
-	}
-}
+// signal is a kick that reached the launcher.
+func (r *ring) signal() { device.Signal(r.kick) }
 
 // take takes what an eventfd has counted and tells whether it was anything. It does not block even if the descriptor does and
 // a plugin takes the count at the same time.
