@@ -154,15 +154,19 @@ func TestTheMachineEndsWhileAWriteWaits(t *testing.T) {
 	cpus.Go(func() { g.setStatus(ack) }) // waits for the other
 	cancel()
 	within(t, "a Write", cpus.Wait)
-	g.r.Close()
+	cpus.Go(g.r.Close) // waits for the call
+	eventually(t, "the end of callbacks", func() bool {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		return d.onNeeds == nil
+	})
 	after.Store(true)
 	g.setStatus(0)
 	g.write(mmio.RegQueueSel, 1)
 	g.r.Write(mmio.RegConfig, []byte{1})
 	d.askReset()
 	release()
-	eventually(t, "the end of the call", func() bool { return len(d.log()) == 1 })
-	g.r.Close()
+	within(t, "Close", cpus.Wait)
 	wantCalls(t, d, "reset")
 }
 

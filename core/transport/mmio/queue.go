@@ -61,6 +61,9 @@ func (r *Registers) startQueue(ctx context.Context, i int) bool {
 	r.mu.Lock()
 	r.queues[i].started = false
 	r.mu.Unlock()
+	if ctx.Err() != nil {
+		return false // the machine has ended: that is no fault of the driver's
+	}
 	r.fail("a queue cannot start", fmt.Errorf("queue %d: %w", i, err))
 	return false
 }

@@ -92,14 +92,18 @@ func New(dev Device, o Options) *Registers {
 	return r
 }
 
-// Close ends the callbacks: none runs any more when it returns, so the page may be unmapped. It does not wait for a Write
-// that waits for a plugin. The device is not reset: release it. Not to be called from a callback. Idempotent.
+// Close ends the callbacks, and what a Write that the machine's end has left behind still wants of the device: when it returns
+// the page may be unmapped and the device given to another. The machine's Context has ended, or no Write is under way. It waits
+// for a plugin's answer, once at most, as releasing the device would. The device is not reset: release it. Not to be called
+// from a callback. Idempotent.
 func (r *Registers) Close() {
 	r.dev.OnConfigChange(nil)
 	r.dev.OnNeedsReset(nil)
 	r.callbacks.Lock()
-	defer r.callbacks.Unlock()
 	r.closed = true
+	r.callbacks.Unlock()
+	r.op <- struct{}{}
+	<-r.op
 }
 
 // forget is the state after a reset (4.2.2.1). The caller holds mu, and op but in New.

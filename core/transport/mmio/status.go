@@ -48,9 +48,15 @@ func (r *Registers) advance(ctx context.Context, bits virtio.Status) {
 	var refused error
 	if bits&(virtio.StatusFeaturesOK|virtio.StatusDriverOK) != 0 && !negotiated {
 		if refused = r.negotiate(ctx); refused != nil {
+			if ctx.Err() != nil {
+				return // the machine has ended
+			}
 			r.complain("features refused", "error", refused)
 			bits &^= virtio.StatusFeaturesOK
 		}
+	}
+	if ctx.Err() != nil {
+		return
 	}
 	start := bits.Has(virtio.StatusDriverOK)
 	if refused != nil {
@@ -105,7 +111,7 @@ func (r *Registers) start(ctx context.Context, now virtio.Status) {
 	}
 	interrupt := r.interrupts&InterruptConfig != 0
 	r.mu.Unlock()
-	for i := 0; serving && i < len(r.queues); i++ {
+	for i := 0; serving && i < len(r.queues) && ctx.Err() == nil; i++ {
 		r.mu.Lock()
 		ready := r.queues[i].ready
 		r.mu.Unlock()
