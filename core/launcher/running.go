@@ -30,11 +30,11 @@ type guest struct {
 
 var _ control.Guest = (*guest)(nil)
 
-// boots tells that the guest boots, again perhaps.
+// boots tells that the guest boots, again perhaps. One that was paused while it was being restarted stays so.
 func (g *guest) boots() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.running, g.paused = nil, false
+	g.running = nil
 }
 
 // started is machine.Guest.Started.
@@ -42,6 +42,9 @@ func (g *guest) started(r machine.Running) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.running = r
+	if g.paused {
+		_ = r.Pause() // nobody is there to be told of an error, and there is none: a machine that cannot pause has refused before
+	}
 }
 
 // end lets a paused guest go on, so that it can hear that it is to end. From now on it cannot be paused.
