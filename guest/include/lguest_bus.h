@@ -29,10 +29,14 @@
  *		lguest_accept(&bus, &d, lguest_features(&d) & what_I_know);
  *		for (i = 0; i < d.num_vq; i++) {
  *			struct lguest_vq v = lguest_vq(&d, i);
- *			map the ring at v.pfn * 4096, virtq_init_legacy(...), take interrupt v.irq
+ *			if (!lguest_vq_ok(&bus, v))
+				lguest_fail(&bus, &d), give up;
+			map the ring at v.pfn * 4096, virtq_init_legacy(...), take interrupt v.irq
  *		}
  *		lguest_set_status(&d, LGUEST_S_ACKNOWLEDGE | LGUEST_S_DRIVER | LGUEST_S_DRIVER_OK);
  *	}
+ *
+ * Page and rings are ordinary memory, though no memory map has them: map them cached (write-back).
  *
  * The page is not trusted: nothing here reads or writes outside its 4096 bytes, whatever they hold. A ring's address and
  * size are for the caller to check (lguest_vq_ok). There is no interrupt for changes of the config space.
@@ -179,7 +183,11 @@ static inline uint32_t lguest_features(const struct lguest_device *d)
 
 static inline uint8_t lguest_status(const struct lguest_device *d) { return d->record[4]; }
 
-/* Tells the host to look at d's record: its status is 0, FAILED, or the features are final. Done when this returns. */
+/*
+ * Tells the host to look at d's record: its status is 0, FAILED, or the features are final. Done when this returns.
+ * Of an address from 4 GiB on the upper half goes first, and counts for the same CPU: the caller must not be moved to
+ * another one in between, and interrupt handlers must not call this.
+ */
 static inline void lguest_notify(const struct lguest_bus *bus, const struct lguest_device *d)
 {
 	uint64_t addr = bus->phys + d->offset;
@@ -202,7 +210,7 @@ static inline void lguest_reset(const struct lguest_bus *bus, const struct lgues
 /* Gives up on the device. */
 static inline void lguest_fail(const struct lguest_bus *bus, const struct lguest_device *d)
 {
-	d->record[4] |= LGUEST_S_FAILED;
+	d->record[4] = (uint8_t)(d->record[4] | LGUEST_S_FAILED);
 	lguest_notify(bus, d);
 }
 

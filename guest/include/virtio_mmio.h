@@ -7,7 +7,8 @@
  *	if (virtio_mmio_probe(&d, registers) != 1)
  *		continue;                                     // nothing there
  *	uint64_t features;
- *	virtio_mmio_begin(&d);                                // reset, ACKNOWLEDGE, DRIVER
+ *	if (virtio_mmio_begin(&d))                            // reset, ACKNOWLEDGE, DRIVER
+ *		give up;
  *	features = virtio_mmio_features(&d) & what_I_know;    // VIRTIO_MMIO_F_VERSION_1 among it
  *	if (virtio_mmio_accept(&d, features))                 // FEATURES_OK
  *		give up;

@@ -22,7 +22,8 @@
  * The device is not trusted: everything that it can write (used ring, avail_event) is read once and checked, and nothing that
  * it could overwrite (descriptor table, available ring) is ever read back.
  *
- * Not safe for concurrent use: one lock or one owner for each queue. Little-endian CPUs only. C11 with GNU extensions (gcc, clang).
+ * Not safe for concurrent use: one lock or one owner for each queue. Little-endian CPUs only. C11 or C++11 with GNU extensions;
+ * tested with gcc.
  */
 #ifndef VIRTQ_H
 #define VIRTQ_H
@@ -202,27 +203,41 @@ static inline void virtq_offer(struct virtq *q, uint16_t head, uint16_t count, u
 	q->avail_idx++;
 }
 
+/* The device-writable bytes of a chain, or -1: it is longer than a chain may be (2.7.5: 2^32 bytes; one less fits into used.len). */
+static inline int64_t virtq_writable(const struct virtq_buf *bufs, uint32_t out, uint32_t n)
+{
+	uint64_t all = 0, writable = 0;
+
+	for (uint32_t i = 0; i < n; i++) {
+		all += bufs[i].len;
+		writable += i < out ? 0 : bufs[i].len;
+	}
+	return all > UINT32_MAX ? -1 : (int64_t)writable;
+}
+
 /*
  * Adds a chain of out buffers that the device reads, followed by in that it writes (2.7.4.2). token comes back from
- * virtq_get. Returns 0, VIRTQ_INVALID, VIRTQ_FULL or VIRTQ_BROKEN. The buffers belong to the device until virtq_get gives
- * the token back, or the device is reset.
+ * virtq_get. Returns 0, VIRTQ_INVALID (no buffers, more than the queue's size, or more than 2^32 - 1 bytes), VIRTQ_FULL or
+ * VIRTQ_BROKEN. The buffers belong to the device until virtq_get gives the token back, or the device is reset.
  */
 static inline int virtq_add(struct virtq *q, const struct virtq_buf *bufs, uint16_t out, uint16_t in, void *token)
 {
-	uint32_t n = (uint32_t)out + in, writable = 0;
+	uint32_t n = (uint32_t)out + in;
 	uint16_t at = q->free_head, head = at;
+	int64_t writable;
 
 	if (q->broken)
 		return VIRTQ_BROKEN;
 	if (n == 0 || n > q->num)
+		return VIRTQ_INVALID;
+	writable = virtq_writable(bufs, out, n);
+	if (writable < 0)
 		return VIRTQ_INVALID;
 	if (n > q->free_count)
 		return VIRTQ_FULL;
 	for (uint32_t i = 0; i < n; i++) {
 		uint16_t flags = i < out ? 0 : VIRTQ_DESC_F_WRITE, next = q->slots[at].next;
 
-		if (i >= out)
-			writable += bufs[i].len;
 		if (i + 1 < n)
 			virtq_put_desc(&q->desc[at], &bufs[i], flags | VIRTQ_DESC_F_NEXT, next);
 		else
@@ -230,7 +245,7 @@ static inline int virtq_add(struct virtq *q, const struct virtq_buf *bufs, uint1
 		at = next;
 	}
 	q->free_head = at;
-	virtq_offer(q, head, (uint16_t)n, writable, token);
+	virtq_offer(q, head, (uint16_t)n, (uint32_t)writable, token);
 	return 0;
 }
 
@@ -242,28 +257,30 @@ static inline int virtq_add(struct virtq *q, const struct virtq_buf *bufs, uint1
 static inline int virtq_add_indirect(struct virtq *q, struct virtq_desc *table, uint64_t table_addr, const struct virtq_buf *bufs,
 				     uint16_t out, uint16_t in, void *token)
 {
-	uint32_t n = (uint32_t)out + in, writable = 0;
+	uint32_t n = (uint32_t)out + in;
 	uint16_t head = q->free_head;
+	int64_t writable;
 	struct virtq_buf whole = {table_addr, n * (uint32_t)sizeof(*table)};
 
 	if (q->broken)
 		return VIRTQ_BROKEN;
 	if (n == 0 || n > q->num)
 		return VIRTQ_INVALID; /* 2.7.5.3.1: no chain is longer than the queue size */
+	writable = virtq_writable(bufs, out, n);
+	if (writable < 0)
+		return VIRTQ_INVALID;
 	if (q->free_count == 0)
 		return VIRTQ_FULL;
 	for (uint32_t i = 0; i < n; i++) {
 		uint16_t flags = i < out ? 0 : VIRTQ_DESC_F_WRITE;
 
-		if (i >= out)
-			writable += bufs[i].len;
 		if (i + 1 < n)
 			flags |= VIRTQ_DESC_F_NEXT;
 		virtq_put_desc(&table[i], &bufs[i], flags, i + 1 < n ? (uint16_t)(i + 1) : 0);
 	}
 	virtq_put_desc(&q->desc[head], &whole, VIRTQ_DESC_F_INDIRECT, 0);
 	q->free_head = q->slots[head].next;
-	virtq_offer(q, head, 1, writable, token);
+	virtq_offer(q, head, 1, (uint32_t)writable, token);
 	return 0;
 }
 
@@ -293,7 +310,8 @@ static inline bool virtq_pending(const struct virtq *q)
 
 /*
  * Takes a used chain back. Returns 1 with its token and how many bytes the device says it wrote, at most the chain's
- * device-writable bytes; 0: none; VIRTQ_BROKEN: the device used what it was not given.
+ * device-writable bytes; 0: none; VIRTQ_BROKEN: the device used what it was not given, or says that it wrote more than there was
+ * room for. What it says is a claim: of a buffer that it may have left untouched.
  */
 static inline int virtq_get(struct virtq *q, void **token, uint32_t *len)
 {
@@ -310,7 +328,8 @@ static inline int virtq_get(struct virtq *q, void **token, uint32_t *len)
 	e = (const volatile struct virtq_used_elem *)(q->used + 4) + (at & (q->num - 1));
 	id = e->id;
 	written = e->len;
-	if ((uint16_t)(idx - at) > q->num || id >= q->num || q->slots[id].count == 0 || written > q->slots[id].writable) {
+	if ((uint16_t)(idx - at) > (uint16_t)(q->published_idx - at) || id >= q->num || q->slots[id].count == 0 ||
+	    written > q->slots[id].writable) {
 		q->broken = true;
 		return VIRTQ_BROKEN;
 	}

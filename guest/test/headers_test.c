@@ -150,7 +150,7 @@ static void enabling_calls_tells_what_is_there_already(void)
 	}
 }
 
-/* What a device must not put into the used ring, after one chain with 10 device-writable bytes at head 0. */
+/* What a device must not put into the used ring, after two chains with 10 device-writable bytes each, at heads 0 and 2. */
 static void a_hostile_device_breaks_the_queue_for_good(void)
 {
 	static const struct {
@@ -165,6 +165,7 @@ static void a_hostile_device_breaks_the_queue_for_good(void)
 		uint32_t len;
 
 		rig_init(&r, false);
+		CHECK(virtq_add(&r.q, b, 1, 1, r.ring) == 0);
 		CHECK(virtq_add(&r.q, b, 1, 1, r.ring) == 0);
 		virtq_publish(&r.q);
 		for (unsigned k = 0; k < bad[i].times; k++)
@@ -319,6 +320,35 @@ static void virtio_mmio_takes_version_2_only(void)
 	CHECK(virtio_mmio_queue_start(&d, 0, 256, 0, 0, 0) == -1);
 }
 
+/* A device cannot have used what it was not told of, even if the driver has it ready. */
+static void what_is_not_published_cannot_be_used(void)
+{
+	static struct rig r;
+	struct virtq_buf b = {1, 1};
+	void *token;
+	uint32_t len;
+
+	rig_init(&r, false);
+	CHECK(virtq_add(&r.q, &b, 0, 1, r.ring) == 0);
+	use(&r, 0, 1);
+	CHECK(virtq_get(&r.q, &token, &len) == VIRTQ_BROKEN);
+}
+
+/* 2.7.5: no chain is longer than 2^32 bytes. A sum that wrapped would make an honest device look broken. */
+static void a_chain_of_too_many_bytes_is_refused(void)
+{
+	static struct rig r;
+	static struct virtq_desc table[2] __attribute__((aligned(16)));
+	struct virtq_buf b[2] = {{0, 0xf0000000}, {0, 0x20000000}};
+
+	rig_init(&r, false);
+	CHECK(virtq_add(&r.q, b, 0, 2, r.ring) == VIRTQ_INVALID);
+	CHECK(virtq_add_indirect(&r.q, table, 0x1000, b, 1, 1, r.ring) == VIRTQ_INVALID);
+	CHECK(r.q.free_count == NUM && !virtq_publish(&r.q));
+	b[0].len = 0xdfffffff;
+	CHECK(virtq_add(&r.q, b, 0, 2, r.ring) == 0 && r.slots[0].writable == 0xffffffff);
+}
+
 int main(void)
 {
 	chains_come_back_in_any_order_for_several_rounds();
@@ -327,6 +357,8 @@ int main(void)
 	enabling_calls_tells_what_is_there_already();
 	a_hostile_device_breaks_the_queue_for_good();
 	a_device_that_scribbles_over_everything_is_survived();
+	what_is_not_published_cannot_be_used();
+	a_chain_of_too_many_bytes_is_refused();
 	the_golden_page_is_read();
 	any_page_is_read_within_its_bounds();
 	a_ring_outside_the_bus_is_refused();

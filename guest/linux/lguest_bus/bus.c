@@ -11,6 +11,7 @@
 #include <linux/io.h>
 #include <linux/module.h>
 #include <linux/slab.h>
+#include <linux/string.h>
 #include <linux/version.h>
 
 #include "lguest_bus.h"
@@ -24,7 +25,7 @@ module_param(port, uint, 0444);
 MODULE_PARM_DESC(port, "First of the bus's I/O ports (with page=)");
 
 static unsigned int gsi[LGUEST_IRQS];
-static int gsis;
+static unsigned int gsis;
 module_param_array(gsi, uint, &gsis, 0444);
 MODULE_PARM_DESC(gsi, "Global system interrupts of lguest interrupts 1, 2, ... (with page=)");
 
@@ -50,6 +51,7 @@ static void scan(struct lguest_bus *bus)
 			break;
 		}
 		memcpy(h, bus->mem + at, sizeof(h));
+		barrier(); /* read once: the host may change it meanwhile */
 		size = RECORD_HEADER + RECORD_VQ * h[RECORD_NUM_VQ] + 2 * h[RECORD_FEATURE_LEN] + h[RECORD_CONFIG_LEN];
 		if (size > LGUEST_PAGE_SIZE - at) {
 			dev_err(dev, "record at offset %u: %u bytes do not fit into the page\n", at, size);
@@ -92,12 +94,15 @@ static int lguest_bus_probe(struct platform_device *pdev)
 	bus = devm_kzalloc(dev, sizeof(*bus), GFP_KERNEL);
 	if (!bus)
 		return -ENOMEM;
-	if (!devm_request_region(dev, io->start, resource_size(io), dev_name(dev)))
-		return dev_err_probe(dev, -EBUSY, "%pR is in use\n", io);
-	bus->pdev = pdev;
 	bus->phys = mem->start;
 	/* A resource of just the page says nothing of the rings. */
 	bus->end = resource_size(mem) > LGUEST_PAGE_SIZE ? mem->end + 1 : bus->phys + (1 + LGUEST_RING_PAGES) * LGUEST_PAGE_SIZE;
+	/* A wrong page= would have us write into the kernel's own memory. */
+	if (region_intersects(bus->phys, bus->end - bus->phys, IORESOURCE_SYSTEM_RAM, IORES_DESC_NONE) != REGION_DISJOINT)
+		return dev_err_probe(dev, -EINVAL, "%pa and what follows is RAM that belongs to Linux\n", &bus->phys);
+	if (!devm_request_region(dev, io->start, resource_size(io), dev_name(dev)))
+		return dev_err_probe(dev, -EBUSY, "%pR is in use\n", io);
+	bus->pdev = pdev;
 	bus->port = io->start;
 	INIT_LIST_HEAD(&bus->devices);
 	INIT_DELAYED_WORK(&bus->poll, poll_configs);
@@ -105,6 +110,9 @@ static int lguest_bus_probe(struct platform_device *pdev)
 	bus->mem = devm_memremap(dev, bus->phys, LGUEST_PAGE_SIZE, MEMREMAP_WB);
 	if (IS_ERR(bus->mem))
 		return dev_err_probe(dev, PTR_ERR(bus->mem), "cannot map the page at %pa\n", &bus->phys);
+	/* Loads from where nothing is give all ones, which would be a record. */
+	if (!memchr_inv(bus->mem, 0xff, RECORD_HEADER))
+		return dev_err_probe(dev, -ENODEV, "there is no memory at %pa\n", &bus->phys);
 	platform_set_drvdata(pdev, bus);
 	scan(bus);
 	if (poll_ms)
@@ -135,6 +143,55 @@ static int lguest_bus_remove(struct platform_device *pdev)
 }
 #endif
 
+#ifdef CONFIG_PM_SLEEP
+/* Hibernation saves the kernel's memory, and not the rings: devices start anew. */
+static int lguest_bus_restore(struct device *dev)
+{
+	struct lguest_bus *bus = dev_get_drvdata(dev);
+	struct lguest_device *ld;
+	int err, first = 0;
+
+	list_for_each_entry(ld, &bus->devices, list) {
+		err = virtio_device_restore(&ld->vdev);
+		if (err) {
+			dev_err(&ld->vdev.dev, "does not start again: %d\n", err);
+			first = first ?: err;
+		}
+	}
+	if (poll_ms)
+		schedule_delayed_work(&bus->poll, msecs_to_jiffies(poll_ms));
+	return first;
+}
+
+static int lguest_bus_freeze(struct device *dev)
+{
+	struct lguest_bus *bus = dev_get_drvdata(dev);
+	struct lguest_device *ld;
+	int err;
+
+	cancel_delayed_work_sync(&bus->poll);
+	list_for_each_entry(ld, &bus->devices, list) {
+		err = virtio_device_freeze(&ld->vdev);
+		if (err)
+			goto undo;
+	}
+	return 0;
+undo:
+	list_for_each_entry_continue_reverse(ld, &bus->devices, list)
+		virtio_device_restore(&ld->vdev);
+	if (poll_ms)
+		schedule_delayed_work(&bus->poll, msecs_to_jiffies(poll_ms));
+	return err;
+}
+
+static const struct dev_pm_ops lguest_bus_pm = {
+	SET_SYSTEM_SLEEP_PM_OPS(lguest_bus_freeze, lguest_bus_restore)
+};
+#define LGUEST_BUS_PM (&lguest_bus_pm)
+#else
+#define LGUEST_BUS_PM NULL
+#endif
+
 static const struct acpi_device_id lguest_bus_acpi[] = {
 	{ "VPLG0001", 0 },
 	{ }
@@ -147,6 +204,7 @@ static struct platform_driver lguest_bus_driver = {
 	.driver = {
 		.name = "lguest_bus",
 		.acpi_match_table = lguest_bus_acpi,
+		.pm = LGUEST_BUS_PM,
 	},
 };
 
@@ -174,11 +232,12 @@ static void unmap_gsis(unsigned int n)
 static int add_by_hand(void)
 {
 	struct resource *r;
-	int i, err;
+	unsigned int i;
+	int err;
 
-	if (acpi_dev_present("VPLG0001", NULL, -1)) {
-		pr_err("ACPI tells where the bus is: load without page=\n");
-		return -EEXIST;
+	if (port > 0x10000 - PORTS) {
+		pr_err("port=%#x: %u ports from there do not exist\n", port, PORTS);
+		return -EINVAL;
 	}
 	r = kcalloc(2 + LGUEST_IRQS, sizeof(*r), GFP_KERNEL);
 	if (!r)
@@ -197,6 +256,10 @@ static int add_by_hand(void)
 	}
 	by_hand = platform_device_register_simple("lguest_bus", PLATFORM_DEVID_NONE, r, 2 + gsis);
 	err = PTR_ERR_OR_ZERO(by_hand);
+	if (!err && !platform_get_drvdata(by_hand)) { /* probe has said why */
+		platform_device_unregister(by_hand);
+		err = -ENODEV;
+	}
 out:
 	if (err)
 		unmap_gsis(i);
@@ -206,8 +269,14 @@ out:
 
 static int __init lguest_bus_init(void)
 {
-	int err = platform_driver_register(&lguest_bus_driver);
+	int err;
 
+	/* Asked before there is a driver, or its devices would come and go at once. */
+	if (page && acpi_dev_present("VPLG0001", NULL, -1)) {
+		pr_err("ACPI tells where the bus is: load without page=\n");
+		return -EEXIST;
+	}
+	err = platform_driver_register(&lguest_bus_driver);
 	if (err || !page)
 		return err;
 	err = add_by_hand();

@@ -61,29 +61,6 @@ static u64 lg_get_features(struct virtio_device *vdev)
 	return features;
 }
 
-static int lg_finalize_features(struct virtio_device *vdev)
-{
-	struct lguest_device *ld = to_lguest(vdev);
-	u8 *acked = host_features(ld) + ld->feature_len;
-	unsigned int i;
-
-	vring_transport_features(vdev);
-	if (upper_32_bits(vdev->features)) {
-		dev_err(&vdev->dev, "feature bits above 31 (%#llx) cannot be accepted on the lguest bus\n", vdev->features);
-		return -EINVAL;
-	}
-	if (READ_ONCE(ld->record[RECORD_STATUS]) == 0) {
-		/* The host would take the notification for a reset. */
-		dev_err(&vdev->dev, "status became 0 before the features were final\n");
-		return -EIO;
-	}
-	for (i = 0; i < ld->feature_len; i++)
-		WRITE_ONCE(acked[i], i < sizeof(u32) ? (u8)(vdev->features >> (8 * i)) : 0);
-	notify_host(ld);
-	ld->configured = true;
-	return 0;
-}
-
 /* Drivers ask for fields that feature bits promise. A host that promised and gives no room makes them zero. */
 static void lg_get(struct virtio_device *vdev, unsigned int offset, void *buf, unsigned int len)
 {
@@ -116,11 +93,25 @@ static u8 lg_get_status(struct virtio_device *vdev)
 static void lg_set_status(struct virtio_device *vdev, u8 status)
 {
 	struct lguest_device *ld = to_lguest(vdev);
+	u8 old = READ_ONCE(ld->record[RECORD_STATUS]);
 
-	WRITE_ONCE(ld->record[RECORD_STATUS], status);
+	/* What the driver has set up is there before the status that says so. */
+	smp_store_release(&ld->record[RECORD_STATUS], status);
 	/* The host hears only of a failure; of a reset by lg_reset, of a start by lg_finalize_features. */
-	if (status & VIRTIO_CONFIG_S_FAILED)
+	if (status & ~old & VIRTIO_CONFIG_S_FAILED)
 		notify_host(ld);
+}
+
+/* After this no interrupt handler runs that began before it. */
+static void lg_synchronize_cbs(struct virtio_device *vdev)
+{
+	struct virtqueue *vq;
+
+	list_for_each_entry(vq, &vdev->vqs, list) {
+		struct lguest_vq *lv = vq->priv;
+
+		synchronize_irq(lv->irq);
+	}
 }
 
 static void lg_reset(struct virtio_device *vdev)
@@ -130,6 +121,41 @@ static void lg_reset(struct virtio_device *vdev)
 	WRITE_ONCE(ld->configured, false);
 	WRITE_ONCE(ld->record[RECORD_STATUS], 0);
 	notify_host(ld);
+	/* Drivers rely on it that no callback is under way after a reset. */
+	lg_synchronize_cbs(vdev);
+}
+
+static int lg_finalize_features(struct virtio_device *vdev)
+{
+	struct lguest_device *ld = to_lguest(vdev);
+	u8 *acked = host_features(ld) + ld->feature_len;
+	u8 status = READ_ONCE(ld->record[RECORD_STATUS]);
+	unsigned int i;
+
+	vring_transport_features(vdev);
+	if (upper_32_bits(vdev->features)) {
+		dev_err(&vdev->dev, "feature bits above 31 (%#llx) cannot be accepted on the lguest bus\n", vdev->features);
+		return -EINVAL;
+	}
+	/*
+	 * The host starts a device only after a reset, and once. But the core comes again if a driver's validate() changed the
+	 * features, and does not reset a device whose last driver failed.
+	 */
+	if (ld->configured || status & VIRTIO_CONFIG_S_FAILED) {
+		lg_reset(vdev);
+		status = VIRTIO_CONFIG_S_ACKNOWLEDGE | VIRTIO_CONFIG_S_DRIVER;
+		lg_set_status(vdev, status);
+	}
+	if (status == 0) {
+		/* The host would take the notification for a reset. */
+		dev_err(&vdev->dev, "status became 0 before the features were final\n");
+		return -EIO;
+	}
+	for (i = 0; i < ld->feature_len; i++)
+		WRITE_ONCE(acked[i], i < sizeof(u32) ? (u8)(vdev->features >> (8 * i)) : 0);
+	notify_host(ld);
+	WRITE_ONCE(ld->configured, true);
+	return 0;
 }
 
 static bool lg_notify(struct virtqueue *vq)
@@ -179,6 +205,7 @@ static int read_vq(struct lguest_device *ld, unsigned int index, struct lguest_v
 	int irq;
 
 	memcpy(&c, vq_config(ld, index), sizeof(c));
+	barrier(); /* read once: the host may change it meanwhile */
 	*num = le16_to_cpu(c.num);
 	lv->pfn = le32_to_cpu(c.pfn);
 	lv->port = bus->port;
@@ -285,6 +312,7 @@ static const struct virtio_config_ops lguest_config_ops = {
 	.reset = lg_reset,
 	.find_vqs = lg_find_vqs,
 	.del_vqs = lg_del_vqs,
+	.synchronize_cbs = lg_synchronize_cbs,
 	.get_features = lg_get_features,
 	.finalize_features = lg_finalize_features,
 	.bus_name = lg_bus_name,
