@@ -95,7 +95,7 @@ func (a *app) stopCommand() *cobra.Command {
 		Long:              "End a running VM as Ctrl-C does, and wait until nothing of it is left. VM is its name, or its launcher's process number.",
 		Example:           "  virtplug stop demo\n  virtplug stop 4711 --timeout 1m",
 		Args:              cobra.ExactArgs(1),
-		ValidArgsFunction: completeVM,
+		ValidArgsFunction: completeOneVM,
 		RunE:              func(cmd *cobra.Command, args []string) error { return a.stop(cmd.Context(), args[0], timeout) },
 	}
 	cmd.Flags().DurationVar(&timeout, "timeout", 30*time.Second, "how long to wait")
@@ -212,7 +212,7 @@ func plain(err error) error {
 	return err
 }
 
-// completeVM completes the first argument.
+// completeVM completes the first argument, and behind it the name of a device.
 func completeVM(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
 	if len(args) > 1 {
 		return nil, cobra.ShellCompDirectiveNoFileComp

@@ -22,7 +22,7 @@ Devices finish what they were told. Nothing happens if it is paused already. VM 
 Only the kvm machine can do that.`,
 		Example:           "  virtplug pause demo\n  virtplug resume demo",
 		Args:              cobra.ExactArgs(1),
-		ValidArgsFunction: completeVM,
+		ValidArgsFunction: completeOneVM,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.setPaused(cmd.Context(), args[0], func(ctx context.Context, c *control.Client) error {
 				_, err := c.Pause(ctx, &controlv1.PauseRequest{})
@@ -39,7 +39,7 @@ func (a *app) resumeCommand() *cobra.Command {
 		Long:              "Let a VM go on that was paused by 'virtplug pause'. Nothing happens if it runs. VM is its name, or its launcher's process number.",
 		Example:           "  virtplug resume demo",
 		Args:              cobra.ExactArgs(1),
-		ValidArgsFunction: completeVM,
+		ValidArgsFunction: completeOneVM,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.setPaused(cmd.Context(), args[0], func(ctx context.Context, c *control.Client) error {
 				_, err := c.Resume(ctx, &controlv1.ResumeRequest{})
@@ -59,4 +59,12 @@ func (a *app) setPaused(ctx context.Context, vm string, do func(context.Context,
 		return fmt.Errorf("%s: %w", vm, err)
 	}
 	return nil
+}
+
+// completeOneVM completes the only argument.
+func completeOneVM(cmd *cobra.Command, args []string, word string) ([]string, cobra.ShellCompDirective) {
+	if len(args) > 0 {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	return completeVM(cmd, args, word)
 }

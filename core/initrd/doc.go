@@ -1,9 +1,10 @@
 // Package initrd builds the small initial RAM disk that virtplug boots guests with: a static busybox, the kernel modules of
-// the virtio devices, and an /init that mounts the usual file systems, loads the modules that the machine's devices need
-// and keeps a shell on every virtio console.
+// the virtio devices, and an /init that mounts the usual file systems, loads the modules that the machine's devices need,
+// keeps a shell on every virtio console, and switches the machine off when its power button is pressed.
 //
 //	Build ── busybox.go  a static busybox and links for its applets
-//	      ├─ modules.go  the modules that fit the kernel, with modules.dep and modules.alias
+//	      ├─ modules.go  the modules that fit each kernel, with modules.dep and modules.alias; uncompressed (decompress.go), and
+//	      │              those that no kernel's package has (outoftree.go)
 //	      ├─ files.go    what the caller adds; dynamic programs bring their shared libraries (elf.go)
 //	      └─ cpio.go     a "newc" archive, sorted, without times or owners, gzip: same input, same bytes
 //
