@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/virtplug/virtplug/tests/session"
 )
 
 // Ring feature bits as they stand in /sys/bus/virtio/devices/*/features, a character each (VIRTIO 1.2, section 6).
@@ -43,11 +45,11 @@ func fileIn(t *testing.T, image, name string) []byte {
 }
 
 // features reads a disk's negotiated feature bits in the guest.
-func (v *vm) features(disk string) string {
-	v.t.Helper()
-	f := v.must("cat /sys/block/" + disk + "/device/features")
+func features(t *testing.T, v *session.VM, disk string) string {
+	t.Helper()
+	f := v.Must("cat /sys/block/" + disk + "/device/features")
 	if len(f) != 64 {
-		v.t.Fatalf("features of %s: %q", disk, f)
+		t.Fatalf("features of %s: %q", disk, f)
 	}
 	return f
 }
@@ -70,9 +72,9 @@ func TestGuestFilesOnDiskAreTheBytesWritten(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			v := prepare(t)
-			image := v.image("disk.img", 64<<20)
-			boot(t, v, "--block", image+c.settings, "--console", "stdio")
-			f := v.features("vda")
+			image := v.Image("disk.img", 64<<20)
+			v.Boot("--block", image+c.settings, "--console", "stdio")
+			f := features(t, v, "vda")
 			if f[bitIndirect] != c.indirect || f[bitEventIdx] != c.eventIdx {
 				t.Errorf("indirect %c, event index %c, want %c, %c", f[bitIndirect], f[bitEventIdx], c.indirect, c.eventIdx)
 			}
@@ -81,20 +83,20 @@ func TestGuestFilesOnDiskAreTheBytesWritten(t *testing.T) {
 					t.Error("several queues were not negotiated (VIRTIO_BLK_F_MQ)")
 				}
 				// The driver takes as many as it has CPUs; User-Mode Linux has one.
-				t.Logf("queues in use: %s, CPUs: %s", v.must("ls /sys/block/vda/mq | wc -l"), v.must("grep -c processor /proc/cpuinfo"))
+				t.Logf("queues in use: %s, CPUs: %s", v.Must("ls /sys/block/vda/mq | wc -l"), v.Must("grep -c processor /proc/cpuinfo"))
 			}
-			v.must("/sbin/mke2fs -q -t ext4 /dev/vda && mount /dev/vda /mnt && mkdir /mnt/d && cp /test/data /mnt/a && cp /test/data /mnt/d/b && sync")
-			sum := fmt.Sprintf("%x", sha256.Sum256(pattern(1, 3<<20)))
+			v.Must("/sbin/mke2fs -q -t ext4 /dev/vda && mount /dev/vda /mnt && mkdir /mnt/d && cp /test/data /mnt/a && cp /test/data /mnt/d/b && sync")
+			sum := fmt.Sprintf("%x", sha256.Sum256(session.Pattern(1, 3<<20)))
 			// Read back from the disk, not from the guest's cache.
-			got := v.must("echo 3 > /proc/sys/vm/drop_caches; sha256sum /mnt/a /mnt/d/b")
+			got := v.Must("echo 3 > /proc/sys/vm/drop_caches; sha256sum /mnt/a /mnt/d/b")
 			if strings.Count(got, sum) != 2 {
 				t.Errorf("the guest reads %s, want twice %s", got, sum)
 			}
-			v.must("rm /mnt/a && fstrim /mnt && cp /test/data /mnt/c && umount /mnt")
-			v.powerOff()
+			v.Must("rm /mnt/a && fstrim /mnt && cp /test/data /mnt/c && umount /mnt")
+			v.PowerOff()
 
 			host(t, "/sbin/e2fsck", "-fn", image)
-			want := pattern(1, 3<<20)
+			want := session.Pattern(1, 3<<20)
 			for _, name := range []string{"/d/b", "/c"} {
 				if !bytes.Equal(fileIn(t, image, name), want) {
 					t.Errorf("%s in the image is not what the guest wrote", name)
@@ -108,12 +110,12 @@ func TestGuestFilesOnDiskAreTheBytesWritten(t *testing.T) {
 func TestGuestSyncedFileSurvivesPowerOff(t *testing.T) {
 	t.Parallel()
 	v := prepare(t)
-	image := v.image("disk.img", 32<<20)
-	boot(t, v, "--block", image, "--console", "stdio")
-	v.must("/sbin/mke2fs -q -t ext4 /dev/vda && mount /dev/vda /mnt && cp /test/data /mnt/a && sync")
-	v.powerOff()
+	image := v.Image("disk.img", 32<<20)
+	v.Boot("--block", image, "--console", "stdio")
+	v.Must("/sbin/mke2fs -q -t ext4 /dev/vda && mount /dev/vda /mnt && cp /test/data /mnt/a && sync")
+	v.PowerOff()
 	host(t, "/sbin/e2fsck", "-fn", image)
-	if !bytes.Equal(fileIn(t, image, "/a"), pattern(1, 3<<20)) {
+	if !bytes.Equal(fileIn(t, image, "/a"), session.Pattern(1, 3<<20)) {
 		t.Error("the file in the image is not what the guest wrote")
 	}
 }
@@ -121,25 +123,25 @@ func TestGuestSyncedFileSurvivesPowerOff(t *testing.T) {
 func TestGuestCannotWriteAReadOnlyDisk(t *testing.T) {
 	t.Parallel()
 	v := prepare(t)
-	image := v.image("disk.img", 16<<20)
+	image := v.Image("disk.img", 16<<20)
 	files := t.TempDir()
-	if err := os.WriteFile(filepath.Join(files, "f"), pattern(2, 100000), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(files, "f"), session.Pattern(2, 100000), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	host(t, "/sbin/mke2fs", "-q", "-t", "ext4", "-d", files, image)
 	before := sumOf(t, image)
-	boot(t, v, "--block", image+",read_only=true", "--console", "stdio")
-	if got := v.must("cat /sys/block/vda/ro"); got != "1" {
+	v.Boot("--block", image+",read_only=true", "--console", "stdio")
+	if got := v.Must("cat /sys/block/vda/ro"); got != "1" {
 		t.Errorf("/sys/block/vda/ro is %q", got)
 	}
-	v.must("mount -o ro /dev/vda /mnt")
-	if got, want := v.must("sha256sum /mnt/f"), fmt.Sprintf("%x", sha256.Sum256(pattern(2, 100000))); !strings.HasPrefix(got, want) {
+	v.Must("mount -o ro /dev/vda /mnt")
+	if got, want := v.Must("sha256sum /mnt/f"), fmt.Sprintf("%x", sha256.Sum256(session.Pattern(2, 100000))); !strings.HasPrefix(got, want) {
 		t.Errorf("the guest reads %s, want %s", got, want)
 	}
-	if out, status := v.sh("umount /mnt; dd if=/test/data of=/dev/vda bs=4096 count=1 conv=fsync"); status == "0" {
+	if out, status := v.Shell("umount /mnt; dd if=/test/data of=/dev/vda bs=4096 count=1 conv=fsync"); status == "0" {
 		t.Errorf("writing a read-only disk succeeded: %s", out)
 	}
-	v.powerOff()
+	v.PowerOff()
 	if sumOf(t, image) != before {
 		t.Error("the image of a read-only disk has changed")
 	}
@@ -158,7 +160,7 @@ func sumOf(t *testing.T, name string) [32]byte {
 func TestGuestSeesAnErrorWhenTheHostsDiskIsFull(t *testing.T) {
 	t.Parallel()
 	v := prepare(t)
-	small := v.path("small")
+	small := v.Path("small")
 	if err := os.Mkdir(small, 0o700); err != nil {
 		t.Fatal(err)
 	}
@@ -170,17 +172,17 @@ func TestGuestSeesAnErrorWhenTheHostsDiskIsFull(t *testing.T) {
 			t.Errorf("umount: %v: %s", err, out)
 		}
 	})
-	image := v.image("small/disk.img", 16<<20)
-	boot(t, v, "--block", image, "--block", v.image("other.img", 8<<20), "--console", "stdio")
-	out, status := v.sh("dd if=/dev/zero bs=64k count=128 2>/dev/null | tr '\\0' x | dd of=/dev/vda bs=64k conv=fsync")
+	image := v.Image("small/disk.img", 16<<20)
+	v.Boot("--block", image, "--block", v.Image("other.img", 8<<20), "--console", "stdio")
+	out, status := v.Shell("dd if=/dev/zero bs=64k count=128 2>/dev/null | tr '\\0' x | dd of=/dev/vda bs=64k conv=fsync")
 	if status == "0" || !strings.Contains(out, "Input/output error") {
 		t.Errorf("writing more than the host has room for: status %s, %s", status, out)
 	}
 	// The console and the other disk are well, and so is what fits.
-	v.must("dd if=/test/data of=/dev/vdb bs=64k conv=fsync")
-	v.must("dd if=/dev/vda of=/dev/null bs=64k count=16")
-	v.powerOff()
-	if log := v.stderr.String(); !strings.Contains(log, image) || !strings.Contains(log, "no space left on device") {
+	v.Must("dd if=/test/data of=/dev/vdb bs=64k conv=fsync")
+	v.Must("dd if=/dev/vda of=/dev/null bs=64k count=16")
+	v.PowerOff()
+	if log := v.Stderr.String(); !strings.Contains(log, image) || !strings.Contains(log, "no space left on device") {
 		t.Errorf("the log names neither the image nor the reason:\n%s", log)
 	}
 }
@@ -188,34 +190,34 @@ func TestGuestSeesAnErrorWhenTheHostsDiskIsFull(t *testing.T) {
 func TestGuestWithTenDisksAndTwoConsoles(t *testing.T) {
 	t.Parallel()
 	v := prepare(t)
-	args := []string{"--console", "stdio", "--device", "console,socket=" + v.path("c1")}
+	args := []string{"--console", "stdio", "--device", "console,socket=" + v.Path("c1")}
 	for i := range 10 {
-		image := v.image(fmt.Sprintf("d%d", i), 1<<20)
-		if err := os.WriteFile(image, pattern(uint64(100+i), 1<<20), 0o600); err != nil {
+		image := v.Image(fmt.Sprintf("d%d", i), 1<<20)
+		if err := os.WriteFile(image, session.Pattern(uint64(100+i), 1<<20), 0o600); err != nil {
 			t.Fatal(err)
 		}
 		args = append(args, "--block", image)
 	}
-	boot(t, v, args...)
-	sums := v.must("sha256sum /dev/vd?")
+	v.Boot(args...)
+	sums := v.Must("sha256sum /dev/vd?")
 	for i := range 10 {
-		want := fmt.Sprintf("%x  /dev/vd%c", sha256.Sum256(pattern(uint64(100+i), 1<<20)), 'a'+i)
+		want := fmt.Sprintf("%x  /dev/vd%c", sha256.Sum256(session.Pattern(uint64(100+i), 1<<20)), 'a'+i)
 		if !strings.Contains(sums, want) {
 			t.Errorf("disk %d: want %s, the guest reads\n%s", i, want, sums)
 		}
 	}
-	v.must("for d in a b c d e f g h i j; do (echo disk-$d | dd of=/dev/vd$d conv=notrunc,fsync 2>/dev/null) & done; wait")
-	other := dialConsole(t, v.path("c1"))
+	v.Must("for d in a b c d e f g h i j; do (echo disk-$d | dd of=/dev/vd$d conv=notrunc,fsync 2>/dev/null) & done; wait")
+	other := dialConsole(t, v.Path("c1"))
 	other.say(t, "echo on $(tty) with $((6*7))\r")
 	other.hear(t, "on /dev/hvc1 with 42")
-	v.powerOff()
+	v.PowerOff()
 	for i := range 10 {
-		b, err := os.ReadFile(v.path(fmt.Sprintf("d%d", i)))
+		b, err := os.ReadFile(v.Path(fmt.Sprintf("d%d", i)))
 		if want := fmt.Sprintf("disk-%c\n", 'a'+i); err != nil || !bytes.HasPrefix(b, []byte(want)) {
 			t.Errorf("image %d begins with %q (%v), want %q", i, b[:min(8, len(b))], err, want)
 		}
 	}
-	if _, err := os.Lstat(v.path("c1")); !errors.Is(err, os.ErrNotExist) {
+	if _, err := os.Lstat(v.Path("c1")); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the console's socket is left behind (%v)", err)
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/virtplug/virtplug/core/initrd"
+	"github.com/virtplug/virtplug/tests/session"
 )
 
 // programs are built once, from the sources that are tested.
@@ -58,7 +59,7 @@ func build(ctx context.Context, dir string) (programs, error) {
 			return p, err
 		}
 	}
-	if err := os.WriteFile(p.data, pattern(1, 3<<20), 0o600); err != nil {
+	if err := os.WriteFile(p.data, session.Pattern(1, 3<<20), 0o600); err != nil {
 		return p, err
 	}
 	if p.missing = needs(); p.missing != nil {
@@ -102,15 +103,15 @@ func need(t *testing.T) {
 	}
 }
 
-// pattern makes n bytes that differ by seed and position: another byte, or one in another place, is seen.
-func pattern(seed uint64, n int) []byte {
-	b := make([]byte, n)
-	x := seed*0x9e3779b97f4a7c15 | 1
-	for i := range b {
-		x ^= x << 13
-		x ^= x >> 7
-		x ^= x << 17
-		b[i] = byte(x >> 32 & 0xff)
-	}
-	return b
+// memory is what test guests get. Linux allows a thread for each 128 KiB, and while it starts Debian's User-Mode Linux has up
+// to 700 of them: with less than this, its first fork fails now and then.
+const memory = "128M"
+
+// prepare makes a run of the test's guest, or skips the test.
+func prepare(t *testing.T) *session.VM {
+	t.Helper()
+	need(t)
+	v := session.New(t, built.dir)
+	v.Args = []string{"--memory", memory, "--machine", "uml", "--initrd", built.initrd}
+	return v
 }

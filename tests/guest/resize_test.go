@@ -15,13 +15,14 @@ import (
 	"github.com/virtplug/virtplug/core/machine"
 	"github.com/virtplug/virtplug/core/machine/uml"
 	"github.com/virtplug/virtplug/sdk/virtio"
+	"github.com/virtplug/virtplug/tests/session"
 )
 
 // inProcess boots a machine with the launcher's parts in this process, to reach a device while it runs. It returns the
 // devices and a function that waits for the guest's end.
-func inProcess(t *testing.T, v *vm, flags config.Flags) ([]*device.Device, func()) {
+func inProcess(t *testing.T, v *session.VM, flags config.Flags) ([]*device.Device, func()) {
 	t.Helper()
-	log := hclog.New(&hclog.LoggerOptions{Output: v.stderr, Level: hclog.Info})
+	log := hclog.New(&hclog.LoggerOptions{Output: v.Stderr, Level: hclog.Info})
 	plugins := &launcher.Host{Log: log}
 	flags.Memory, flags.Initrd, flags.PluginDirs = memory, built.initrd, []string{built.dir}
 	cfg, err := config.Load(t.Context(), config.Input{Flags: flags}, plugins, config.Options{CheckFiles: true})
@@ -31,7 +32,7 @@ func inProcess(t *testing.T, v *vm, flags config.Flags) ([]*device.Device, func(
 	devices := make([]*device.Device, len(cfg.Devices))
 	for i := range cfg.Devices {
 		d := &cfg.Devices[i]
-		p, err := plugins.Prepare(d, v.run)
+		p, err := plugins.Prepare(d, v.Run)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -54,7 +55,7 @@ func inProcess(t *testing.T, v *vm, flags config.Flags) ([]*device.Device, func(
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		g := machine.Guest{Name: "test", MemoryBytes: cfg.MemoryBytes, VCPUs: 1, Initrd: cfg.Initrd, Cmdline: "console=hvc0", RunDir: v.run, Console: v.stderr}
+		g := machine.Guest{Name: "test", MemoryBytes: cfg.MemoryBytes, VCPUs: 1, Initrd: cfg.Initrd, Cmdline: "console=hvc0", RunDir: v.Run, Console: v.Stderr}
 		if exit, err := uml.New(uml.Options{Log: log}).Run(t.Context(), g, devices); err != nil || exit.Reason != machine.PowerOff {
 			t.Errorf("guest: %+v, %v", exit, err)
 		}
@@ -63,8 +64,8 @@ func inProcess(t *testing.T, v *vm, flags config.Flags) ([]*device.Device, func(
 		t.Helper()
 		select {
 		case <-done:
-		case <-time.After(endLimit):
-			t.Fatalf("the guest has not ended within %v\n%s", endLimit, v.stderr)
+		case <-time.After(session.EndLimit):
+			t.Fatalf("the guest has not ended within %v\n%s", session.EndLimit, v.Stderr)
 		}
 	}
 }
@@ -73,12 +74,12 @@ func inProcess(t *testing.T, v *vm, flags config.Flags) ([]*device.Device, func(
 func TestGuestSeesItsDiskGrow(t *testing.T) {
 	t.Parallel()
 	v := prepare(t)
-	image := v.image("disk.img", 8*mebi)
+	image := v.Image("disk.img", 8*mebi)
 	devices, wait := inProcess(t, v, config.Flags{Devices: []config.DeviceFlag{
-		config.BlockFlag(image), config.ConsoleFlag("socket:" + v.path("c")),
+		config.BlockFlag(image), config.ConsoleFlag("socket:" + v.Path("c")),
 	}})
-	c := dialConsole(t, v.path("c"))
-	c.hear(t, "virtplug:~# ")
+	c := dialConsole(t, v.Path("c"))
+	c.hear(t, session.Prompt)
 	c.say(t, "cat /sys/block/vda/size; echo FIR''ST\r")
 	c.hear(t, "16384\r\nFIRST\r\n")
 

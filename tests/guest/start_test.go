@@ -16,11 +16,11 @@ func TestGuestStartToShell(t *testing.T) {
 	t.Parallel()
 	v := prepare(t)
 	start := time.Now()
-	boot(t, v, "--block", v.image("d", mebi), "--console", "stdio")
+	v.Boot("--block", v.Image("d", mebi), "--console", "stdio")
 	t.Logf("start to shell: %v", time.Since(start).Round(time.Millisecond))
-	v.must("dd if=/dev/vda of=/dev/null bs=64k")
+	v.Must("dd if=/dev/vda of=/dev/null bs=64k")
 	for _, name := range []string{"block", "console"} {
-		for _, pid := range v.family.plugin(name) {
+		for _, pid := range v.Plugin(name) {
 			total, anonymous := resident(t, pid)
 			t.Logf("plugin %s: %d KiB resident, %d of them its own (anonymous)", name, total, anonymous)
 			if total > residentBudget {
@@ -28,7 +28,7 @@ func TestGuestStartToShell(t *testing.T) {
 			}
 		}
 	}
-	v.powerOff()
+	v.PowerOff()
 }
 
 // resident reads how much memory of a process is in RAM, in KiB. Guest memory that the plugin maps is not its own.

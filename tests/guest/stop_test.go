@@ -8,6 +8,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/virtplug/virtplug/tests/session"
 )
 
 // A signal at any moment ends everything: no process, no file, no terminal mode is left, and the exit status says so.
@@ -18,20 +20,20 @@ func TestGuestRunIsStoppedAtEveryStage(t *testing.T) {
 			t.Run(fmt.Sprintf("%v after %v", sig, after), func(t *testing.T) {
 				t.Parallel()
 				v := prepare(t)
-				v.launch("--block", v.image("d", mebi), "--console", "stdio")
+				v.Launch("--block", v.Image("d", mebi), "--console", "stdio")
 				time.Sleep(after)
-				v.signal(sig)
+				v.Signal(sig)
 				select {
-				case <-v.exited:
-				case <-time.After(endLimit):
-					t.Fatalf("not ended within %v", endLimit)
+				case <-v.Exited:
+				case <-time.After(session.EndLimit):
+					t.Fatalf("not ended within %v", session.EndLimit)
 				}
 				// Before the program has set up its handlers the signal itself ends it.
-				code, died := v.cmd.ProcessState.ExitCode(), v.cmd.ProcessState.Sys().(syscall.WaitStatus).Signaled() //nolint:forcetypeassert // on Linux
+				code, died := v.Cmd.ProcessState.ExitCode(), v.Cmd.ProcessState.Sys().(syscall.WaitStatus).Signaled() //nolint:forcetypeassert // on Linux
 				if code != 130 && !died {
-					t.Errorf("exit status %v, want 130", v.cmd.ProcessState)
+					t.Errorf("exit status %v, want 130", v.Cmd.ProcessState)
 				}
-				v.nothingLeft()
+				v.NothingLeft()
 			})
 		}
 	}
@@ -41,15 +43,15 @@ func TestGuestRunIsStoppedAtEveryStage(t *testing.T) {
 func TestGuestIsStoppedWhileItWrites(t *testing.T) {
 	t.Parallel()
 	v := prepare(t)
-	image := v.image("disk.img", 64<<20)
-	boot(t, v, "--block", image, "--console", "stdio")
-	v.must("/sbin/mke2fs -q -t ext4 /dev/vda && mount /dev/vda /mnt && cp /test/data /mnt/a && sync")
-	v.typeIn("while :; do cp /test/data /mnt/b; rm /mnt/b; done\r")
+	image := v.Image("disk.img", 64<<20)
+	v.Boot("--block", image, "--console", "stdio")
+	v.Must("/sbin/mke2fs -q -t ext4 /dev/vda && mount /dev/vda /mnt && cp /test/data /mnt/a && sync")
+	v.Type("while :; do cp /test/data /mnt/b; rm /mnt/b; done\r")
 	time.Sleep(300 * time.Millisecond)
-	v.signal(syscall.SIGTERM)
-	v.ended(130)
+	v.Signal(syscall.SIGTERM)
+	v.Ended(130)
 	host(t, "/sbin/e2fsck", "-fn", image)
-	if !bytes.Equal(fileIn(t, image, "/a"), pattern(1, 3<<20)) {
+	if !bytes.Equal(fileIn(t, image, "/a"), session.Pattern(1, 3<<20)) {
 		t.Error("a file that was synced before is not there")
 	}
 }
@@ -58,28 +60,28 @@ func TestGuestIsStoppedWhileItWrites(t *testing.T) {
 func TestGuestEndsWhenTheLauncherIsKilled(t *testing.T) {
 	t.Parallel()
 	v := prepare(t)
-	image := v.image("d", mebi)
-	boot(t, v, "--block", image, "--console", "stdio")
-	v.family.look()
-	v.signal(syscall.SIGKILL)
-	<-v.exited
-	v.family.stop()
-	deadline := time.Now().Add(endLimit)
-	for len(v.family.alive()) > 0 && time.Now().Before(deadline) {
+	image := v.Image("d", mebi)
+	v.Boot("--block", image, "--console", "stdio")
+	v.Family.Look()
+	v.Signal(syscall.SIGKILL)
+	<-v.Exited
+	v.Family.Stop()
+	deadline := time.Now().Add(session.EndLimit)
+	for len(v.Family.Alive()) > 0 && time.Now().Before(deadline) {
 		time.Sleep(20 * time.Millisecond)
 	}
-	if left := v.family.alive(); len(left) > 0 {
+	if left := v.Family.Alive(); len(left) > 0 {
 		t.Errorf("processes live on: %s", strings.Join(left, ", "))
 	}
-	for v.termios() != v.before && time.Now().Before(deadline) {
+	for v.TerminalChanged() != nil && time.Now().Before(deadline) {
 		time.Sleep(20 * time.Millisecond)
 	}
-	if after := v.termios(); after != v.before {
-		t.Errorf("terminal mode is\n%+v, was\n%+v", after, v.before)
+	if err := v.TerminalChanged(); err != nil {
+		t.Error(err)
 	}
 
 	again := prepare(t)
-	again.run, again.tmp = v.run, v.tmp
-	boot(t, again, "--block", image, "--console", "stdio")
-	again.powerOff()
+	again.Run, again.Tmp = v.Run, v.Tmp
+	again.Boot("--block", image, "--console", "stdio")
+	again.PowerOff()
 }

@@ -16,7 +16,7 @@ import (
 func TestGuestHasAThirdPartysDevice(t *testing.T) {
 	t.Parallel()
 	v := prepare(t)
-	module, plugins := v.path("module"), v.path("plugins")
+	module, plugins := v.Path("module"), v.Path("plugins")
 	if err := os.CopyFS(module, os.DirFS("../../examples/entropy")); err != nil {
 		t.Fatal(err)
 	}
@@ -59,13 +59,13 @@ func TestGuestHasAThirdPartysDevice(t *testing.T) {
 		t.Errorf("virtplug plugin describe entropy: %s", out)
 	}
 
-	boot(t, v, "--plugin-dir", plugins, "--console", "stdio", "--device", "entropy=rng0", "--block", v.image("d", mebi))
+	v.Boot("--plugin-dir", plugins, "--console", "stdio", "--device", "entropy=rng0", "--block", v.Image("d", mebi))
 	// Debian's User-Mode Linux has no virtio-rng driver: the device is on the bus, acknowledged, and waits for one.
-	if got := v.must("cat /sys/bus/virtio/devices/*/device | sort | tr '\\n' ' '"); got != "0x0002 0x0003 0x0004" {
+	if got := v.Must("cat /sys/bus/virtio/devices/*/device | sort | tr '\\n' ' '"); got != "0x0002 0x0003 0x0004" {
 		t.Errorf("virtio devices in the guest: %q", got)
 	}
-	if n := len(v.family.plugin("entropy")); n != 1 {
+	if n := len(v.Plugin("entropy")); n != 1 {
 		t.Errorf("%d processes of the plugin, want 1", n)
 	}
-	v.powerOff()
+	v.PowerOff()
 }

@@ -1,4 +1,4 @@
-package guest_test
+package session_test
 
 import (
 	"os"
@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/virtplug/virtplug/tests/session"
 )
 
 // What looks for processes left behind finds one whose parent has gone.
@@ -17,17 +19,17 @@ func TestOrphansAreSeen(t *testing.T) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	f := watchFamily(cmd.Process.Pid, dir)
+	f := session.Watch(cmd.Process.Pid, dir)
 	if err := cmd.Wait(); err != nil {
 		t.Fatal(err)
 	}
-	f.stop()
-	defer f.kill()
+	f.Stop()
+	defer f.Kill()
 	var left string
-	for end := time.Now().Add(commandLimit); !strings.Contains(left, "sleep"); time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(session.CommandLimit); !strings.Contains(left, "sleep"); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("left behind: %q, want a sleep", left)
 		}
-		left = strings.Join(f.alive(), " ") // it is still a shell before it has become a sleep
+		left = strings.Join(f.Alive(), " ") // it is still a shell before it has become a sleep
 	}
 }

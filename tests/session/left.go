@@ -1,4 +1,4 @@
-package guest_test
+package session
 
 import (
 	"fmt"
@@ -20,8 +20,8 @@ type process struct {
 	start string
 }
 
-// family collects the descendants of a process while it runs, to see afterwards whether all have ended.
-type family struct {
+// Family collects the descendants of a process while it runs, to see afterwards whether all have ended.
+type Family struct {
 	root int
 	// dir is the test's directory: a process that has it in its environment, arguments or working directory belongs to the
 	// family too, also if its parents were gone before anybody looked.
@@ -33,19 +33,23 @@ type family struct {
 	done chan struct{}
 }
 
-// familyPoll is how often descendants are looked for; arbitrary. What lives shorter than that is not left behind.
-const familyPoll = 20 * time.Millisecond
+// Descendants are looked for every familyPoll; arbitrary. What lives shorter than that is not left behind. Looking takes at most
+// one part in familyShare of the time, for in an emulator it takes long.
+const (
+	familyPoll  = 20 * time.Millisecond
+	familyShare = 20
+)
 
-func watchFamily(root int, dir string) *family {
-	f := &family{root: root, dir: dir, seen: map[process]string{}, quit: make(chan struct{}), done: make(chan struct{})}
+// Watch starts to collect the descendants of root and the processes that have dir, an absolute path, about them.
+func Watch(root int, dir string) *Family {
+	f := &Family{root: root, dir: dir, seen: map[process]string{}, quit: make(chan struct{}), done: make(chan struct{})}
 	go func() {
 		defer close(f.done)
-		tick := time.NewTicker(familyPoll)
-		defer tick.Stop()
 		for {
-			f.look()
+			start := time.Now()
+			f.Look()
 			select {
-			case <-tick.C:
+			case <-time.After(max(familyPoll, familyShare*time.Since(start))):
 			case <-f.quit:
 				return
 			}
@@ -54,7 +58,8 @@ func watchFamily(root int, dir string) *family {
 	return f
 }
 
-func (f *family) stop() {
+// Stop ends the watch. Idempotent.
+func (f *Family) Stop() {
 	f.once.Do(func() { close(f.quit) })
 	<-f.done
 }
@@ -90,8 +95,8 @@ func pids() []int {
 	return out
 }
 
-// look adds the present descendants of the root and of everybody seen before.
-func (f *family) look() {
+// Look adds the present descendants of the root and of everybody seen before.
+func (f *Family) Look() {
 	type info struct {
 		name, start string
 	}
@@ -126,8 +131,8 @@ func (f *family) look() {
 	}
 }
 
-// alive lists those that still run.
-func (f *family) alive() []string {
+// Alive lists those that still run.
+func (f *Family) Alive() []string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	var out []string
@@ -146,16 +151,16 @@ func (f *family) alive() []string {
 }
 
 // marked tells whether a process has to do with the family's directory.
-func (f *family) marked(pid int) bool {
+func (f *Family) marked(pid int) bool {
 	cwd, _ := os.Readlink(fmt.Sprintf("/proc/%d/cwd", pid))
 	env, _ := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid))
 	args, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
 	return strings.HasPrefix(cwd, f.dir) || strings.Contains(string(env), f.dir) || strings.Contains(string(args), f.dir)
 }
 
-// plugin returns the number of the plugin's process, 0 if there is none, and others.
-func (f *family) plugin(name string) []int {
-	f.look()
+// Plugin returns the numbers of the processes that run the plugin NAME.
+func (f *Family) Plugin(name string) []int {
+	f.Look()
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	var out []int
@@ -170,9 +175,9 @@ func (f *family) plugin(name string) []int {
 	return out
 }
 
-// kill ends all that still run, by number.
-func (f *family) kill() {
-	f.look()
+// Kill ends all that still run, by number.
+func (f *Family) Kill() {
+	f.Look()
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for _, pid := range pids() {
@@ -183,35 +188,60 @@ func (f *family) kill() {
 	}
 }
 
+// Plugin returns the numbers of the processes of the VM that run the plugin NAME.
+func (v *VM) Plugin(name string) []int { return v.Family.Plugin(name) }
+
+// KillPlugin ends the only instance of a plugin and waits until another serves.
+func (v *VM) KillPlugin(name string) {
+	v.tb.Helper()
+	old := v.Family.Plugin(name)
+	if len(old) == 0 {
+		v.tb.Fatalf("no process of plugin %s", name)
+	}
+	if err := unix.Kill(old[0], unix.SIGKILL); err != nil {
+		v.tb.Fatal(err)
+	}
+	deadline := time.Now().Add(EndLimit)
+	for {
+		if now := v.Family.Plugin(name); slices.ContainsFunc(now, func(p int) bool { return !slices.Contains(old, p) }) {
+			return
+		}
+		if time.Now().After(deadline) {
+			v.tb.Fatalf("plugin %s was not started again within %v", name, EndLimit)
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
 // leftLimit is how long the last helpers may take to be gone after the launcher: the kernel ends them.
 const leftLimit = 30 * time.Second
 
-// nothingLeft checks that no process, no file and no terminal mode of a run is left.
-func (v *vm) nothingLeft() {
-	v.t.Helper()
-	v.family.stop()
+// NothingLeft checks that no process, no file and no terminal mode of a run is left.
+func (v *VM) NothingLeft() {
+	v.tb.Helper()
+	v.Family.Stop()
 	deadline := time.Now().Add(leftLimit)
-	for len(v.family.alive()) > 0 && time.Now().Before(deadline) {
+	for len(v.Family.Alive()) > 0 && time.Now().Before(deadline) {
 		time.Sleep(10 * time.Millisecond)
 	}
-	if left := v.family.alive(); len(left) > 0 {
-		v.t.Errorf("processes left behind: %s", strings.Join(left, ", "))
+	if left := v.Family.Alive(); len(left) > 0 {
+		v.tb.Errorf("processes left behind: %s", strings.Join(left, ", "))
 	}
-	for _, dir := range []string{v.run, v.tmp} {
+	for _, dir := range []string{v.Run, v.Tmp} {
 		_ = filepath.WalkDir(dir, func(p string, d fs.DirEntry, err error) error {
 			if err == nil && !d.IsDir() && d.Name() != ".lock" {
-				v.t.Errorf("file left behind: %s", p)
+				v.tb.Errorf("file left behind: %s", p)
 			}
 			return err
 		})
 	}
-	names, err := os.ReadDir(filepath.Join(v.run, "virtplug"))
+	names, err := os.ReadDir(filepath.Join(v.Run, "virtplug"))
 	for _, n := range names {
 		if n.IsDir() {
-			v.t.Errorf("run directory left behind: %s (%v)", n.Name(), err)
+			v.tb.Errorf("run directory left behind: %s (%v)", n.Name(), err)
 		}
 	}
-	if after := v.termios(); after != v.before {
-		v.t.Errorf("terminal mode is\n%+v, was\n%+v", after, v.before)
+	if err := v.TerminalChanged(); err != nil {
+		v.tb.Error(err)
 	}
 }
