@@ -64,7 +64,7 @@ go:
 
 .PHONY: test
 test: go ## run every level of tests and count them
-	@tools/deps.sh guest race
+	@tools/deps.sh guest machine nested unit race
 	@go run ./tools/testlevels $(TESTLEVELS_FLAGS)
 
 .PHONY: test-unit
@@ -84,6 +84,16 @@ test-process: go ## real plugin and launcher programs: needs only Go
 test-guest: go ## boot User-Mode Linux with our devices
 	@tools/deps.sh guest
 	@go run ./tools/testlevels guest
+
+.PHONY: test-machine
+test-machine: go ## boot a freestanding guest on /dev/kvm with our devices
+	@tools/deps.sh machine guest
+	@go run ./tools/testlevels machine
+
+.PHONY: test-nested
+test-nested: go ## boot stock Linux on our KVM machine, inside QEMU: needs no KVM
+	@tools/deps.sh nested
+	@go run ./tools/testlevels nested
 
 .PHONY: fuzz
 fuzz: go ## run every fuzz target for FUZZTIME (10s, or 5000x executions)

@@ -1,6 +1,9 @@
 #!/bin/sh
 # Installs the Debian packages that a task needs and the machine lacks, and says what and why.
-# Usage: tools/deps.sh TASK…    tasks: guest (User-Mode Linux with our devices), race (the race detector), generate (protoc)
+# Usage: tools/deps.sh TASK…    tasks: guest (User-Mode Linux with our devices), kvm (the demo on the KVM machine), module
+#                               (the lguest bus for Linux), machine (the freestanding guest on KVM), nested (Linux on
+#                               our KVM machine, inside QEMU), unit (what some unit tests compare with), race (the race detector),
+#                               generate (generated code)
 # Needs root or sudo only if something is missing.
 set -eu
 
@@ -26,6 +29,26 @@ static_busybox() {
 	echo no-static-busybox
 }
 
+# The newest of Debian's kernels for virtual machines, or a name that does not exist.
+cloud_kernel() {
+	kernel=no-cloud-kernel
+	for k in /boot/vmlinuz-*-cloud-amd64; do
+		[ ! -e "$k" ] || kernel=$k
+	done
+	echo "$kernel"
+}
+# Its headers; a kernel without them does if there is another one that has them.
+cloud_headers() {
+	for k in /boot/vmlinuz-*-cloud-amd64; do
+		h=/lib/modules/${k#/boot/vmlinuz-}/build
+		if [ -e "$h/Makefile" ]; then
+			echo "$h"
+			return
+		fi
+	done
+	echo no-cloud-headers
+}
+
 for task in "$@"; do
 	case $task in
 	guest)
@@ -34,15 +57,42 @@ for task in "$@"; do
 		need mke2fs e2fsprogs "makes the guest's disk image and checks it afterwards"
 		need debugfs e2fsprogs "reads files out of the guest's disk image without mounting it"
 		;;
+	machine)
+		need gcc gcc "builds the freestanding guest"
+		need make make "builds the freestanding guest"
+		;;
+	nested)
+		need qemu-system-x86_64 qemu-system-x86 "emulates a processor that has KVM, whatever this machine has"
+		need "$(cloud_kernel)" linux-image-cloud-amd64 "the Linux that boots in our KVM machine"
+		need "$(cloud_headers)" linux-headers-cloud-amd64 "builds the module of the lguest bus for it"
+		need "$(static_busybox)" busybox-static "the guest's commands, in one static program"
+		need gcc gcc "builds the module and the freestanding guest"
+		need make make "builds the module and the freestanding guest"
+		;;
+	kvm)
+		need "$(cloud_kernel)" linux-image-cloud-amd64 "the Linux that boots on the KVM machine"
+		need "$(static_busybox)" busybox-static "the guest's commands, in one static program"
+		need mke2fs e2fsprogs "makes the guest's disk image"
+		;;
+	module)
+		need "$(cloud_headers)" linux-headers-cloud-amd64 "builds the module of the lguest bus for the guest's kernel"
+		need gcc gcc "builds the module of the lguest bus"
+		need make make "builds the module of the lguest bus"
+		;;
+	unit)
+		need iasl acpica-tools "a second opinion on our ACPI tables"
+		;;
 	race)
 		need gcc gcc "Go's race detector links with it"
 		need /usr/include/stdlib.h libc6-dev "Go's race detector links with it"
 		;;
 	generate)
 		need protoc protobuf-compiler "generates the Go code of the plugin contract"
+		need gcc gcc "reads the kernel's structures from its headers"
+		need /usr/include/linux/kvm.h linux-libc-dev "has the kernel's structures for KVM"
 		;;
 	*)
-		echo "tools/deps.sh: $task: unknown task; want guest, race or generate" >&2
+		echo "tools/deps.sh: $task: unknown task; want guest, kvm, module, machine, nested, unit, race or generate" >&2
 		exit 2
 		;;
 	esac

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path"
+	"slices"
 	"strings"
 )
 
@@ -26,14 +27,21 @@ type level struct {
 // processDirs hold tests that start real plugin and launcher programs.
 var processDirs = []string{"cmd", "core/launcher", "core/pluginhost", "tests/process", "examples"}
 
-// guestDirs hold tests that boot a guest.
-var guestDirs = []string{"tests/guest"}
+// guestDirs hold tests that boot User-Mode Linux, kvmDirs those of the KVM machine, nestedDirs what runs them in a machine with a full
+// KVM.
+var (
+	guestDirs  = []string{"tests/guest"}
+	kvmDirs    = []string{"tests/kvm"}
+	nestedDirs = []string{"tests/nested"}
+)
 
 // noRaceDirs are left out of the race level: their data plane lives in memory that the race detector does not see.
 var noRaceDirs = []string{"tools"}
 
 func levels() []level {
-	unit := func(dir string) bool { return !under(dir, processDirs) && !under(dir, guestDirs) }
+	unit := func(dir string) bool {
+		return !under(dir, slices.Concat(processDirs, guestDirs, kvmDirs, nestedDirs))
+	}
 	return []level{
 		{name: "unit", what: "unit tests, the ring model, fuzz seeds and conformance; no race detector, so rings on memfd too",
 			has: unit, args: []string{"-shuffle=on", "-timeout=10m"}},
@@ -44,6 +52,10 @@ func levels() []level {
 			has: func(dir string) bool { return under(dir, processDirs) }, args: []string{"-timeout=10m"}},
 		{name: "guest", what: "User-Mode Linux boots with our devices",
 			has: func(dir string) bool { return under(dir, guestDirs) }, args: []string{"-timeout=25m", "-parallel=2"}},
+		{name: "machine", what: "the freestanding guest on this host's KVM; any /dev/kvm will do",
+			has: func(dir string) bool { return under(dir, kvmDirs) }, args: []string{"-timeout=15m", "-parallel=2", "-run=^Test(Bare|Same)"}},
+		{name: "nested", what: "stock Linux and the freestanding guest on a full KVM, inside QEMU",
+			has: func(dir string) bool { return under(dir, nestedDirs) }, args: []string{"-timeout=25m"}},
 	}
 }
 

@@ -1,7 +1,8 @@
-// Command testlevels runs the tests by level (design: "What is tested where") and counts them. A level that ran no test
-// fails, and so does, in CI (CI=true), a test that was skipped: CI has all that the tests need.
+// Command testlevels runs the tests by level (design: "What is tested where") and counts them. In CI (CI=true), which has all that
+// the tests need, a skipped test is a failure, and so is a level that ran no test. Elsewhere a level all of whose tests were skipped
+// is told as not run.
 //
-//	go run ./tools/testlevels [-o FILE] [LEVEL…]    levels: unit race process guest; none: all
+//	go run ./tools/testlevels [-o FILE] [LEVEL…]    levels: unit race process guest machine nested; none: all
 //
 // The last line printed is "N passed, N failed"; -o writes the same line to FILE.
 package main
@@ -28,9 +29,9 @@ func main() {
 	os.Exit(code)
 }
 
-func run(ctx context.Context, w io.Writer, names []string, output string) int {
+func run(ctx context.Context, w io.Writer, wanted []string, output string) int {
 	ci := os.Getenv("CI") == "true"
-	chosen, err := choose(names)
+	chosen, err := choose(wanted)
 	if err != nil {
 		fmt.Fprintf(w, "testlevels: %v\n", err)
 		return 2
@@ -45,7 +46,13 @@ func run(ctx context.Context, w io.Writer, names []string, output string) int {
 		start := time.Now()
 		fmt.Fprintf(w, "=== %s: %s\n", l.name, l.what)
 		r := l.run(ctx, w, all)
-		if r.passed+r.failed == 0 {
+		note := ""
+		switch {
+		case r.passed+r.failed > 0:
+		case len(r.skipped) > 0 && !ci:
+			note = ": NOT RUN"
+			fmt.Fprintf(w, "NOT RUN: level %s: this host lacks what it needs\n", l.name)
+		default:
 			r.failed++
 			fmt.Fprintf(w, "FAIL: level %s ran no test\n", l.name)
 		}
@@ -56,7 +63,7 @@ func run(ctx context.Context, w io.Writer, names []string, output string) int {
 		for _, s := range r.skipped {
 			fmt.Fprintf(w, "    SKIPPED %s\n", s)
 		}
-		r.summary = fmt.Sprintf("%-8s %5d passed, %d failed, %d skipped in %.1f s", l.name, r.passed, r.failed, len(r.skipped), time.Since(start).Seconds())
+		r.summary = fmt.Sprintf("%-8s %5d passed, %d failed, %d skipped in %.1f s%s", l.name, r.passed, r.failed, len(r.skipped), time.Since(start).Seconds(), note)
 		fmt.Fprintf(w, "--- %s\n\n", r.summary)
 		total.add(r)
 	}
@@ -75,16 +82,25 @@ func run(ctx context.Context, w io.Writer, names []string, output string) int {
 	return 0
 }
 
+// names lists levels for people.
+func names(levels []level) string {
+	list := make([]string, len(levels))
+	for i, l := range levels {
+		list[i] = l.name
+	}
+	return strings.Join(list[:len(list)-1], ", ") + " or " + list[len(list)-1]
+}
+
 // choose returns the named levels in their order; all if none is named.
-func choose(names []string) ([]level, error) {
+func choose(chosen []string) ([]level, error) {
 	all := levels()
-	if len(names) == 0 {
+	if len(chosen) == 0 {
 		return all, nil
 	}
-	for _, n := range names {
+	for _, n := range chosen {
 		if !slices.ContainsFunc(all, func(l level) bool { return l.name == n }) {
-			return nil, fmt.Errorf("level %q: unknown; want unit, race, process or guest", n)
+			return nil, fmt.Errorf("level %q: unknown; want %s", n, names(all))
 		}
 	}
-	return slices.DeleteFunc(all, func(l level) bool { return !slices.Contains(names, l.name) }), nil
+	return slices.DeleteFunc(all, func(l level) bool { return !slices.Contains(chosen, l.name) }), nil
 }
