@@ -17,7 +17,7 @@ import (
 
 // Limits. What hangs inside is ended first, as it tells more.
 const (
-	innerLimit = 12 * time.Minute
+	innerLimit = 20 * time.Minute
 	outerLimit = innerLimit + 3*time.Minute
 )
 

@@ -55,7 +55,7 @@ func levels() []level {
 		{name: "machine", what: "the freestanding guest on this host's KVM; any /dev/kvm will do",
 			has: func(dir string) bool { return under(dir, kvmDirs) }, args: []string{"-timeout=15m", "-parallel=2", "-run=^Test(Bare|Same)"}},
 		{name: "nested", what: "stock Linux and the freestanding guest on a full KVM, inside QEMU",
-			has: func(dir string) bool { return under(dir, nestedDirs) }, args: []string{"-timeout=25m"}},
+			has: func(dir string) bool { return under(dir, nestedDirs) }, args: []string{"-timeout=30m"}},
 	}
 }
 
