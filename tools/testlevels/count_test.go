@@ -70,3 +70,31 @@ func TestUnknownLevel(t *testing.T) {
 		t.Errorf("got %v, %v", got, err)
 	}
 }
+
+func TestWhatDidNotRunIsTold(t *testing.T) {
+	t.Parallel()
+	why := []string{"tests/kvm.TestBare: no /dev/kvm"}
+	for _, c := range []struct {
+		name   string
+		r      result
+		ci     bool
+		failed int
+		note   string
+	}{
+		{"all well", result{passed: 3}, true, 0, ""},
+		{"nothing ran, and nothing says why", result{}, false, 1, ""},
+		{"all skipped", result{skipped: why}, false, 0, ": NOT RUN"},
+		{"all skipped in CI", result{skipped: why}, true, 2, ""},
+		{"one skipped", result{passed: 1, skipped: why}, false, 0, ""},
+		{"one skipped in CI", result{passed: 1, skipped: why}, true, 1, ""},
+	} {
+		var w bytes.Buffer
+		note := c.r.judge(&w, "machine", c.ci)
+		if note != c.note || c.r.failed != c.failed {
+			t.Errorf("%s: note %q, %d failed, want %q, %d", c.name, note, c.r.failed, c.note, c.failed)
+		}
+		if said := strings.Contains(w.String(), "level machine"); said != (c.note != "" || c.failed > 0) {
+			t.Errorf("%s: printed %q", c.name, w.String())
+		}
+	}
+}

@@ -46,20 +46,7 @@ func run(ctx context.Context, w io.Writer, wanted []string, output string) int {
 		start := time.Now()
 		fmt.Fprintf(w, "=== %s: %s\n", l.name, l.what)
 		r := l.run(ctx, w, all)
-		note := ""
-		switch {
-		case r.passed+r.failed > 0:
-		case len(r.skipped) > 0 && !ci:
-			note = ": NOT RUN"
-			fmt.Fprintf(w, "NOT RUN: level %s: this host lacks what it needs\n", l.name)
-		default:
-			r.failed++
-			fmt.Fprintf(w, "FAIL: level %s ran no test\n", l.name)
-		}
-		if ci && len(r.skipped) > 0 {
-			fmt.Fprintf(w, "FAIL: level %s skipped tests, and CI lacks nothing:\n", l.name)
-			r.failed += len(r.skipped)
-		}
+		note := r.judge(w, l.name, ci)
 		for _, s := range r.skipped {
 			fmt.Fprintf(w, "    SKIPPED %s\n", s)
 		}
@@ -80,6 +67,24 @@ func run(ctx context.Context, w io.Writer, wanted []string, output string) int {
 		return 1
 	}
 	return 0
+}
+
+// judge adds failures for what a level did not run, and says so. The note belongs in the level's summary.
+func (r *result) judge(w io.Writer, level string, ci bool) (note string) {
+	switch {
+	case r.passed+r.failed > 0:
+	case len(r.skipped) > 0 && !ci:
+		note = ": NOT RUN"
+		fmt.Fprintf(w, "NOT RUN: level %s: this host lacks what it needs\n", level)
+	default:
+		r.failed++
+		fmt.Fprintf(w, "FAIL: level %s ran no test\n", level)
+	}
+	if ci && len(r.skipped) > 0 {
+		fmt.Fprintf(w, "FAIL: level %s skipped tests, and CI lacks nothing:\n", level)
+		r.failed += len(r.skipped)
+	}
+	return note
 }
 
 // names lists levels for people.
