@@ -56,7 +56,7 @@ func TestBareReboots(t *testing.T) {
 			startBare(v, "reboots=2 end=halt", "--bus", bus, "--block", disk(t, v, "d", session.Pattern(1, mebi)), "--console", "file:"+v.Path("console"))
 			waitReport(t, v, "PASS disk0.start")
 			before := append(v.Plugin("block"), v.Plugin("console")...)
-			r := waitReport(t, v, "DONE ")
+			r := waitDone(t, v)
 			r.good(t, "disk0.read", "console0.write", "reboots")
 			if n := strings.Count(string(r), "INFO start "); n != 3 {
 				t.Errorf("the guest has started %d times, want 3", n)
@@ -88,7 +88,7 @@ func TestBareIsSwitchedOff(t *testing.T) {
 				t.Parallel()
 				v := newBare(t)
 				startBare(v, "test=start end="+end, "--cpus", "2", "--block", disk(t, v, "d", session.Pattern(1, mebi)))
-				waitReport(t, v, "DONE ")
+				waitDone(t, v)
 				v.Signal(sig)
 				v.Ended(130)
 			})

@@ -20,7 +20,7 @@ type report string
 func serial(v *session.VM) string { return v.Path("serial") }
 
 // done matches the last line.
-var done = regexp.MustCompile(`(?m)^DONE passed=(\d+) failed=(\d+)\r?$`)
+var done = regexp.MustCompile(`(?m)^DONE passed=(\d+) failed=(\d+)\r?\n`)
 
 // bare boots the freestanding guest on a terminal with this command line, and returns its report after it has ended with this exit
 // status.
@@ -81,22 +81,27 @@ func (r report) good(t *testing.T, names ...string) {
 	}
 }
 
-// waitReport waits until the guest has reported text.
-func waitReport(t *testing.T, v *session.VM, text string) report {
+// waitReport waits until the guest has reported text. It comes byte by byte: what follows the text may not be there yet.
+func waitReport(t *testing.T, v *session.VM, text string) {
 	t.Helper()
-	return report(waitFile(t, serial(v), text))
+	waitMatch(t, v, regexp.MustCompile(regexp.QuoteMeta(text)))
 }
 
-// waitFile waits until a file holds text, and returns the file.
-func waitFile(t *testing.T, name, text string) string {
+// waitDone waits for the last line of the guest's report.
+func waitDone(t *testing.T, v *session.VM) report {
+	t.Helper()
+	return waitMatch(t, v, done)
+}
+
+func waitMatch(t *testing.T, v *session.VM, what *regexp.Regexp) report {
 	t.Helper()
 	for end := time.Now().Add(session.BootLimit); ; time.Sleep(10 * time.Millisecond) {
-		b, err := os.ReadFile(name) //nolint:gosec // G304: a file of this test
-		if strings.Contains(string(b), text) {
-			return string(b)
+		b, err := os.ReadFile(serial(v))
+		if what.Match(b) {
+			return report(b)
 		}
 		if time.Now().After(end) {
-			t.Fatalf("%s: no %q within %v (%v):\n%s", name, text, session.BootLimit, err, session.Tail(b, 4000))
+			t.Fatalf("the guest has not reported %s within %v (%v):\n%s", what, session.BootLimit, err, session.Tail(b, 4000))
 		}
 	}
 }

@@ -42,7 +42,7 @@ func TestSameProgramsServeAllMachines(t *testing.T) {
 		t.Parallel()
 		v := newBare(t)
 		startBare(v, "end=halt", "--block", disk(t, v, "d", session.Pattern(1, mebi)), "--console", "file:"+v.Path("console"))
-		waitReport(t, v, "DONE ").good(t, "disk0.read", "console0.write")
+		waitDone(t, v).good(t, "disk0.read", "console0.write")
 		same(t, "kvm", v.Plugin)
 		stop(t, v)
 	})

@@ -83,7 +83,7 @@ func TestBareLoadDoesNotWakeTheLauncher(t *testing.T) {
 			woken := func(requests int) (uint64, running) {
 				v := newBare(t)
 				startBare(v, fmt.Sprintf("test=start,load load=%d depth=4 timeout=120 end=halt", requests), "--bus", bus, "--block", disk(t, v, "d", session.Pattern(1, mebi)))
-				r := waitReport(t, v, "DONE ")
+				r := waitDone(t, v)
 				r.good(t, "disk0.load")
 				if n := r.number(t, "disk0.load", "requests"); n != uint64(requests) { //nolint:gosec // G115: a constant
 					t.Errorf("the guest made %d requests, want %d", n, requests)
