@@ -29,6 +29,7 @@ type Queue struct {
 	kicks   atomic.Uint64
 	errorsN atomic.Uint64
 	errLog  errorLog
+	woken   atomic.Bool
 
 	cancel  context.CancelFunc
 	served  chan struct{} // closed when the serving goroutine has returned
@@ -140,9 +141,14 @@ func (q *Queue) Features() virtio.Features { return q.p.Features }
 
 // Pop takes the next available chain; ok is false if there is none. An error means that the driver broke the rules: return
 // it from RunQueue.
-func (q *Queue) Pop() (c *virtq.Chain, ok bool, err error) { return q.vq.Pop() }
+func (q *Queue) Pop() (c *virtq.Chain, ok bool, err error) {
+	if c, ok, err = q.vq.Pop(); ok {
+		q.spin.worked()
+	}
+	return c, ok, err
+}
 
-// Unpop gives back the chain popped last, unchanged; see virtq.Queue.Unpop.
+// Unpop gives back the newest chain that was popped and not completed; called again, the one before it. See virtq.Queue.Unpop.
 func (q *Queue) Unpop(c *virtq.Chain) bool { return q.vq.Unpop(c) }
 
 // Resubmitted is how many chains a former instance left in flight that Pop has not returned yet; Pop returns them first, and
@@ -173,14 +179,17 @@ func (q *Queue) call() error {
 	return nil
 }
 
-// Wait blocks until chains may be available; it returns at once if some are. When the queue is to stop it returns
-// ctx.Err().
+// Wait blocks until chains may be available or Wake was called; it returns at once if some are. When the queue is to stop it
+// returns ctx.Err(). After work it first looks for more, as Serve does.
 func (q *Queue) Wait(ctx context.Context) error {
+	if ctx.Err() == nil && q.spin.wait(q.vq) {
+		return nil
+	}
 	for {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if q.vq.EnableKicks() {
+		if q.vq.EnableKicks() || q.woken.Swap(false) {
 			break
 		}
 		if err := q.waiter.Wait(); err != nil {
@@ -196,6 +205,15 @@ func (q *Queue) Wait(ctx context.Context) error {
 		}
 	}
 	q.vq.DisableKicks()
+	return nil
+}
+
+// Wake makes a Wait under way, or else the next one, return: for a loop that has something else to do too. Any goroutine.
+func (q *Queue) Wake() error {
+	q.woken.Store(true)
+	if err := q.waiter.Wake(); err != nil {
+		return fmt.Errorf("queue %d: wake: %w", q.p.Index, err)
+	}
 	return nil
 }
 

@@ -1,5 +1,5 @@
-// Package vecio reads and writes files straight into and out of guest memory, several buffers a call, without copying and
-// without an allocation per request.
+// Package vecio reads and writes files and packets straight into and out of guest memory, several buffers a call, without copying
+// and without an allocation per request.
 package vecio
 
 import (
@@ -11,10 +11,17 @@ import (
 	"github.com/virtplug/virtplug/sdk/internal/shm"
 )
 
-// IO does vectored I/O on files. It keeps scratch memory: one IO a goroutine. The zero value is ready.
-type IO struct{ vec shm.Vec }
+// MaxBuffers is how many buffers one call of the kernel takes.
+const MaxBuffers = shm.IovMax
 
-// ErrWouldBlock is returned by ReadNowait if the bytes are not in the page cache, or the file cannot tell.
+// IO does vectored I/O on files. It keeps scratch memory: one IO a goroutine. The zero value is ready.
+type IO struct {
+	vec   shm.Vec
+	spill [1]byte
+}
+
+// ErrWouldBlock is returned by ReadNowait if the bytes are not in the page cache, or the file cannot tell; and for packets that a
+// non-blocking descriptor does not have, or has no room for.
 var ErrWouldBlock = errors.New("would block")
 
 // ReadAt fills bufs from byte offset off of fd. n is how many bytes were read, also on error; at the end of the file the
@@ -52,6 +59,36 @@ func (v *IO) all(fd int, bufs [][]byte, off int64, write bool) (n int, err error
 		n += k
 	}
 	return n, nil
+}
+
+// Read reads once from fd's own position, as a socket, a tap or a pipe has it: a datagram or frame, or what a stream holds. 0: the
+// end. Interrupted calls are repeated. Otherwise the error is a unix.Errno: EAGAIN if the descriptor is non-blocking and nothing is
+// there. More than MaxBuffers of bufs are left out.
+func (v *IO) Read(fd int, bufs [][]byte) (n int, err error) { return v.once(fd, bufs, 0, false) }
+
+// Write writes bufs, less their first skip bytes, once to fd's own position; see Read. n may be less than all on a stream.
+func (v *IO) Write(fd int, bufs [][]byte, skip int) (n int, err error) {
+	return v.once(fd, bufs, skip, true)
+}
+
+// once is one call that the kernel takes for readv(2) or writev(2): offset -1.
+func (v *IO) once(fd int, bufs [][]byte, skip int, write bool) (n int, err error) {
+	v.vec.Set(bufs, skip)
+	for {
+		var e unix.Errno
+		if write {
+			n, e = v.vec.Pwritev2(fd, -1, 0)
+		} else {
+			n, e = v.vec.Preadv2(fd, -1, 0)
+		}
+		switch e { //nolint:exhaustive // all the others are told
+		case unix.EINTR:
+		case 0:
+			return n, nil
+		default:
+			return 0, e
+		}
+	}
 }
 
 // ReadNowait is ReadAt for bytes that are in the page cache: it never waits for a disk (RWF_NOWAIT). It reads once and

@@ -81,6 +81,35 @@ func TestReadNowaitNeverGivesLessWithoutSaying(t *testing.T) {
 	}
 }
 
+func TestDatagramsGoThroughSeveralBuffersOneACall(t *testing.T) {
+	t.Parallel()
+	p, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(p[0]) //nolint:errcheck // closed below; a test that failed
+	var v vecio.IO
+	in := [][]byte{make([]byte, 3), {}, make([]byte, 5)}
+	if _, err := v.Read(p[0], in); !errors.Is(err, unix.EAGAIN) {
+		t.Fatalf("Read of nothing: %v", err)
+	}
+	if n, err := v.Write(p[1], [][]byte{[]byte("01"), []byte("234567")}, 3); n != 5 || err != nil {
+		t.Fatalf("Write = %d, %v", n, err)
+	}
+	if n, err := v.Read(p[0], in); n != 5 || err != nil || string(in[0]) != "345" || string(in[2][:2]) != "67" {
+		t.Fatalf("Read = %d, %v, %q", n, err, in)
+	}
+	if err := unix.Close(p[1]); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := v.Read(p[0], in); n != 0 || err != nil {
+		t.Errorf("Read at the end = %d, %v", n, err)
+	}
+	if _, err := v.Write(p[0], in, 0); !errors.Is(err, unix.EPIPE) {
+		t.Errorf("Write to nobody: %v", err)
+	}
+}
+
 func TestNothingIsAllocated(t *testing.T) { //nolint:paralleltest // it counts the process's allocations
 	f := file(t)
 	bufs := [][]byte{make([]byte, 512), make([]byte, 4096)}

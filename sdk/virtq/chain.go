@@ -27,7 +27,8 @@ const (
 type Chain struct {
 	q                  *Queue
 	head               uint16
-	state              state // under q.mu
+	state              state  // under q.mu
+	nth                uint64 // which one of those out of the available ring; 0: a former instance took it
 	readable, writable [][]byte
 	readLen, writeLen  uint32
 	written            uint32

@@ -2,6 +2,7 @@ package virtq_test
 
 import (
 	"encoding/binary"
+	"maps"
 	"slices"
 	"testing"
 
@@ -10,7 +11,7 @@ import (
 	"github.com/virtplug/virtplug/sdk/virtq"
 )
 
-// model is what a queue promises, in 60 lines: chains are popped in the order they were made available, each completes
+// model is what a queue promises, in few lines: chains are popped in the order they were made available, each completes
 // exactly once in the driver's eyes, and a device that dies loses none of them.
 type model struct {
 	*pair
@@ -24,6 +25,7 @@ type model struct {
 	added   []uint32                // added, not published
 	order   []uint32                // popped and not flushed, by whichever device, in order of first popping
 	again   []uint32                // left in flight by a dead device, not popped again
+	fresh   []uint32                // popped out of the available ring by this device and not given back, in order
 }
 
 func (m *model) Add(t *rapid.T) {
@@ -71,18 +73,32 @@ func (m *model) Pop(t *rapid.T) {
 	}
 	m.waiting = m.waiting[1:]
 	m.order = append(m.order, serial)
+	m.fresh = append(m.fresh, serial)
+}
+
+// Unpop gives back any chain that is popped; only the newest is taken.
+func (m *model) Unpop(t *rapid.T) {
+	if len(m.popped) == 0 {
+		t.Skip("nothing popped")
+	}
+	k := rapid.SampledFrom(slices.Sorted(maps.Keys(m.popped))).Draw(t, "which")
+	newest := len(m.fresh) > 0 && m.fresh[len(m.fresh)-1] == k
+	if got := m.dev.Unpop(m.popped[k]); got != newest {
+		t.Fatalf("Unpop of %d = %v; popped %v", k, got, m.fresh)
+	}
+	if newest {
+		delete(m.popped, k)
+		m.fresh = m.fresh[:len(m.fresh)-1]
+		m.waiting = append([]uint32{k}, m.waiting...)
+		m.order = slices.DeleteFunc(m.order, func(s uint32) bool { return s == k })
+	}
 }
 
 func (m *model) Complete(t *rapid.T) {
 	if len(m.popped) == 0 {
 		t.Skip("nothing popped")
 	}
-	keys := make([]uint32, 0, len(m.popped))
-	for k := range m.popped {
-		keys = append(keys, k)
-	}
-	slices.Sort(keys)
-	k := rapid.SampledFrom(keys).Draw(t, "which")
+	k := rapid.SampledFrom(slices.Sorted(maps.Keys(m.popped))).Draw(t, "which")
 	if !m.dev.Complete(m.popped[k]) {
 		t.Fatal("Complete refused")
 	}
@@ -127,6 +143,7 @@ func (m *model) Die(t *rapid.T) {
 		t.Fatalf("%d resubmitted, want %d", dev.Resubmitted(), len(m.order))
 	}
 	m.again = slices.Clone(m.order)
+	m.fresh = nil
 	clear(m.popped)
 	clear(m.staged)
 }

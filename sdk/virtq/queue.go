@@ -28,7 +28,7 @@ type Queue struct {
 	nextAvail        uint16  // the next available-ring entry to take
 	availSeen        uint16  // the available index as last read
 	resubmit         []uint16
-	last             *Chain     // the chain popped last, if it can be given back
+	fetched          uint64     // chains taken out of the available ring and not given back: their numbers
 	mu               sync.Mutex // guards what follows, and the fields of a Chain that say who has it
 	usedIdx          uint16     // as published
 	staged           []uint16   // heads completed but not published
@@ -124,25 +124,28 @@ func (q *Queue) take(head uint16) error {
 	q.taken++
 	q.chainsN++
 	if len(q.resubmit) > 0 {
-		q.last = nil // it has no place in the available ring any more
+		c.nth = 0 // it has no place in the available ring any more
 		q.resubmit = q.resubmit[1:]
 		return nil
 	}
 	q.track.fetch(head)
-	q.last = c
+	q.fetched++
+	c.nth = q.fetched
 	q.nextAvail++
 	return nil
 }
 
-// Unpop gives c back to the ring: the next Pop returns it again. c must be the chain popped last, untouched and not
-// completed, with nothing popped since; otherwise Unpop returns false and c stays popped.
+// Unpop gives c back to the ring: the next Pop returns it again. c must be the newest of the chains popped and not given back,
+// and not completed; so the newest ones are given back one by one, in reverse order. Otherwise, and for a chain that a former
+// instance left in flight, Unpop returns false and c stays popped. The driver does not see what was written into c, for c is not
+// used.
 func (q *Queue) Unpop(c *Chain) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if c != q.last || c.state != taken {
+	if c.state != taken || c.nth == 0 || c.nth != q.fetched {
 		return false
 	}
-	q.last = nil
+	q.fetched--
 	q.nextAvail--
 	c.state = free
 	q.taken--

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"runtime"
+	"slices"
 	"sync"
 	"testing"
 
@@ -211,6 +212,67 @@ func TestUnpopGivesTheLastChainBack(t *testing.T) {
 	}
 	if s := p.dev.State(); s.InFlight != 2 || s.NextAvail != 2 {
 		t.Errorf("state %+v", s)
+	}
+}
+
+// What a device holds for input goes back as a run, and the next device of the queue gets it in the old order.
+func TestUnpopGivesARunOfTheNewestChainsBack(t *testing.T) {
+	t.Parallel()
+	for name, f := range ringFeatures {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			p := newPair(t, heapMemory(t, 16), 8, f)
+			bs := p.buffers(t, 8, 8, 8, 8, 8)
+			for round := range 20 { // the ring wraps
+				for i := range bs {
+					p.drv.Add(bs[i:i+1], nil)
+				}
+				p.drv.Publish()
+				var cs [5]*virtq.Chain
+				if n, err := p.dev.PopBatch(cs[:]); n != len(cs) || err != nil {
+					t.Fatal(n, err)
+				}
+				p.dev.CompleteBatch([]*virtq.Chain{cs[1]})
+				for i := len(cs) - 1; i > 1; i-- {
+					if !p.dev.Unpop(cs[i]) {
+						t.Fatalf("round %d: Unpop refused chain %d, the newest", round, i)
+					}
+				}
+				if p.dev.Unpop(cs[1]) || p.dev.Unpop(cs[0]) {
+					t.Fatal("Unpop took a chain that is completed, or an older one")
+				}
+				want := []uint16{cs[0].Head(), cs[2].Head(), cs[3].Head(), cs[4].Head()}
+				if s := p.dev.State(); s.InFlight != 1 || s.NextAvail != s.UsedIndex+1 {
+					t.Fatalf("state %+v", s)
+				}
+				p.cfg.Recover = true
+				p.activate(t)
+				if n := p.dev.Resubmitted(); n != 1 {
+					t.Fatalf("%d resubmitted, want the one that was not given back", n)
+				}
+				var got []uint16
+				for {
+					c, ok, err := p.dev.Pop()
+					if err != nil {
+						t.Fatal(err)
+					}
+					if !ok {
+						break
+					}
+					got = append(got, c.Head())
+					p.dev.Complete(c)
+				}
+				p.dev.Flush()
+				if !slices.Equal(got, want) {
+					t.Fatalf("round %d: popped %v, want %v", round, got, want)
+				}
+				for range bs {
+					if _, _, ok := p.drv.Used(); !ok {
+						t.Fatal("a chain did not come back")
+					}
+				}
+			}
+		})
 	}
 }
 

@@ -35,6 +35,30 @@ func (v *Vec) Set(bufs [][]byte, skip int) int {
 	return total
 }
 
+// SetPacket makes v describe head, bufs and tail, and returns how many bytes that is. ok is false if it takes more than IovMax
+// vectors. It allocates only while v grows.
+func (v *Vec) SetPacket(head []byte, bufs [][]byte, tail []byte) (total int, ok bool) {
+	v.iov = v.iov[:0]
+	add := func(b []byte) {
+		if len(b) == 0 {
+			return
+		}
+		iov := unix.Iovec{Base: &b[0]}
+		iov.SetLen(len(b))
+		v.iov = append(v.iov, iov)
+		total += len(b)
+	}
+	add(head)
+	for _, b := range bufs {
+		if len(v.iov) > IovMax {
+			return 0, false
+		}
+		add(b)
+	}
+	add(tail)
+	return total, len(v.iov) <= IovMax
+}
+
 // Preadv2 is preadv2(2) on what Set described.
 func (v *Vec) Preadv2(fd int, off int64, flags int) (int, unix.Errno) {
 	return v.call(unix.SYS_PREADV2, fd, off, flags)

@@ -2,6 +2,7 @@ package shm_test
 
 import (
 	"bytes"
+	"encoding/binary"
 	"os"
 	"path/filepath"
 	"sync"
@@ -22,9 +23,15 @@ func TestFieldsOutsideOrMisalignedAreRefused(t *testing.T) {
 		if _, err := shm.WordAt(b, off); err == nil {
 			t.Errorf("WordAt(%d) was accepted", off)
 		}
+		if _, err := shm.Word64At(b, off); err == nil {
+			t.Errorf("Word64At(%d) was accepted", off)
+		}
 	}
 	if _, err := shm.WordAt(b, 2); err == nil {
 		t.Error("a word at 2 was accepted")
+	}
+	if _, err := shm.Word64At(b, 4); err == nil {
+		t.Error("a word of 64 bits at 4 was accepted")
 	}
 	for _, c := range []struct{ off, n, align int }{{0, 0, 2}, {0, 4097, 2}, {4090, 8, 2}, {1, 4, 2}, {4, 8, 8}, {-2, 8, 2}} {
 		if _, err := shm.RingAt(b, c.off, c.n, c.align); err == nil {
@@ -46,6 +53,25 @@ func TestAStoreLeavesTheOtherHalfOfItsWordAlone(t *testing.T) {
 			t.Errorf("at %d: % x", off, b[off:off+2])
 		}
 		b[off], b[off+1] = 0xaa, 0xaa
+		if !bytes.Equal(b, bytes.Repeat([]byte{0xaa}, 4096)) {
+			t.Fatalf("a store at %d changed its neighbours", off)
+		}
+	}
+}
+
+func TestAWordOf64BitsIsStoredInPlace(t *testing.T) {
+	t.Parallel()
+	b := bytes.Repeat([]byte{0xaa}, 4096)
+	for _, off := range []int{0, 8, 4088} {
+		w, err := shm.Word64At(b, off)
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.Store(0x0102030405060708)
+		if got := binary.NativeEndian.Uint64(b[off:]); got != 0x0102030405060708 || w.Load() != got {
+			t.Errorf("at %d: %#x, %#x", off, got, w.Load())
+		}
+		w.Store(0xaaaaaaaaaaaaaaaa)
 		if !bytes.Equal(b, bytes.Repeat([]byte{0xaa}, 4096)) {
 			t.Fatalf("a store at %d changed its neighbours", off)
 		}
