@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"os"
 	"reflect"
@@ -33,23 +34,16 @@ func DecodeArgs[A any](args json.RawMessage) (A, error) {
 // decode reads one JSON object into v, and gives it the opened files. Whatever does not fit the schema is an error, always
 // a *pluginrpc.SettingError; then all files are closed. On success those in v are the caller's.
 func (s *structSpec) decode(text []byte, files []pluginrpc.FileGrant, v reflect.Value) error {
-	d := decoder{fds: make(map[string]int, len(files))}
+	d := decoder{fds: make(map[string][]int, len(files))}
 	for _, f := range files {
-		if _, twice := d.fds[f.Attribute]; twice {
-			_ = unix.Close(f.FD)
-			d.err = settingError(f.Attribute, "the launcher passed two files for it")
-			continue
-		}
-		d.fds[f.Attribute] = f.FD
+		d.fds[f.Attribute] = append(d.fds[f.Attribute], f.FD)
 	}
-	if d.err == nil {
-		d.object(s, text, "", v)
-	}
-	for _, path := range slices.Sorted(keys(d.fds)) {
-		if d.err == nil {
-			d.err = settingError(path, "the launcher passed a file that nothing asks for")
+	d.object(s, text, "", v)
+	for _, path := range slices.Sorted(maps.Keys(d.fds)) {
+		d.fail(path, "the launcher passed a file that nothing asks for")
+		for _, fd := range d.fds[path] {
+			_ = unix.Close(fd)
 		}
-		_ = unix.Close(d.fds[path])
 	}
 	if d.err != nil {
 		for _, c := range d.opened {
@@ -59,23 +53,13 @@ func (s *structSpec) decode(text []byte, files []pluginrpc.FileGrant, v reflect.
 	return d.err
 }
 
-func keys(m map[string]int) func(func(string) bool) {
-	return func(yield func(string) bool) {
-		for k := range m {
-			if !yield(k) {
-				return
-			}
-		}
-	}
-}
-
 func settingError(path, format string, args ...any) error {
 	return &pluginrpc.SettingError{Attribute: path, Message: fmt.Sprintf(format, args...)}
 }
 
 // decoder keeps the first error; after that its methods do nothing that matters.
 type decoder struct {
-	fds    map[string]int // granted, not used yet
+	fds    map[string][]int // granted, not used yet
 	opened []io.Closer
 	err    error
 }
@@ -148,16 +132,32 @@ func (d *decoder) attribute(f *fieldSpec, text []byte, path string, v reflect.Va
 		if fd, ok := d.fd(path); ok {
 			d.listener(dst, fd, path)
 		}
+	case *Tap:
+		fds := d.fds[path]
+		if len(fds) == 0 {
+			d.fail(path, "the launcher passed no descriptor for it")
+		}
+		delete(d.fds, path)
+		for _, fd := range fds {
+			f := os.NewFile(uintptr(fd), dst.Name)
+			dst.Queues = append(dst.Queues, f)
+			d.opened = append(d.opened, f)
+		}
 	}
 }
 
+// fd takes the one descriptor for path.
 func (d *decoder) fd(path string) (int, bool) {
-	fd, ok := d.fds[path]
-	if !ok {
+	switch fds := d.fds[path]; len(fds) {
+	case 0:
 		d.fail(path, "the launcher passed no opened file for it")
+		return -1, false
+	case 1:
+		delete(d.fds, path)
+		return fds[0], true
 	}
-	delete(d.fds, path)
-	return fd, ok
+	d.fail(path, "the launcher passed several files for it: want one")
+	return -1, false
 }
 
 func (d *decoder) listener(dst *Listener, fd int, path string) {
@@ -232,6 +232,13 @@ func decodeValue(a *pluginv1.Attribute, text []byte, v reflect.Value) (wrong str
 			return "want a path"
 		}
 		v.FieldByName("Path").SetString(s)
+		return ""
+	case pluginv1.AttributeType_ATTRIBUTE_TYPE_TAP:
+		s, ok := stringOf(text)
+		if !ok || s == "" {
+			return "want the name of an interface"
+		}
+		v.FieldByName("Name").SetString(s)
 		return ""
 	case pluginv1.AttributeType_ATTRIBUTE_TYPE_STRING_LIST:
 		var raw []json.RawMessage

@@ -14,6 +14,7 @@ type definition struct {
 	description *pluginv1.DescribeResponse
 	commands    map[string]*structSpec
 	legacy      bool
+	state       bool
 	// newDevice decodes the settings and makes the device. It owns the files, whatever it returns.
 	newDevice func(env *Env, config []byte, files []pluginrpc.FileGrant) (Device, error)
 }
@@ -29,6 +30,7 @@ func define[C any](p Plugin[C]) (*definition, error) {
 	}
 	d := &definition{
 		legacy: p.Legacy,
+		state:  p.State,
 		description: &pluginv1.DescribeResponse{
 			Name: p.Name, Version: p.Version, ApiVersions: []uint32{pluginrpc.APIVersion}, DeviceId: uint32(p.Device),
 			Description: p.Description, Schema: settings.proto(),
@@ -58,6 +60,9 @@ func define[C any](p Plugin[C]) (*definition, error) {
 	}
 	if p.Legacy {
 		d.description.Capabilities = append(d.description.Capabilities, pluginv1.Capability_CAPABILITY_LEGACY)
+	}
+	if p.State {
+		d.description.Capabilities = append(d.description.Capabilities, pluginv1.Capability_CAPABILITY_STATE)
 	}
 	return d, pluginrpc.CheckDescription(d.description)
 }

@@ -28,6 +28,9 @@ type Plugin[C any] struct {
 	// FeatureSetter knows by VIRTIO_F_VERSION_1 missing; fields are little-endian all the same. Device-specific features above
 	// bit 31 are out of such a driver's sight.
 	Legacy bool
+	// State: devices keep what the driver told them by Env.SaveState, and implement StateRestorer, so that a new instance continues
+	// where one that died was.
+	State bool
 	// Commands lists what the device's Commander takes.
 	Commands []CommandSpec
 	// New makes the device, once per process, when its settings and files are there. Errors made by SettingError are
@@ -51,6 +54,9 @@ type Env struct {
 	Name string
 	// Log goes to the launcher. Never log for each request.
 	Log hclog.Logger
+	// Identity names this device: the same in every run on this host of a VM that has a name, different for every other device. What must be
+	// unique, such as a network address, can be derived from it. All zero: the launcher knows none.
+	Identity [16]byte
 
 	host host
 }
@@ -60,6 +66,8 @@ type host interface {
 	configChanged()
 	fail(err error, queue int, needsReset bool)
 	notice(message string, facts map[string]string)
+	saveState(b []byte) error
+	keepsState() bool
 }
 
 // ConfigChanged tells the driver that the configuration space changed by itself (VIRTIO 1.2, 2.5): the SDK reads

@@ -25,6 +25,7 @@ type eventHub struct {
 	dropped int
 	more    chan struct{} // closed and replaced when something was added
 	end     context.CancelFunc
+	streams int // that are open
 }
 
 func newEventHub(log hclog.Logger) *eventHub {
@@ -80,7 +81,13 @@ func (h *eventHub) stream(ctx context.Context, send func(pluginrpc.Event) error)
 	h.mu.Lock()
 	h.end()
 	h.end = cancel
+	h.streams++
 	h.mu.Unlock()
+	defer func() {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		h.streams--
+	}()
 	for {
 		ev, more := h.next(ctx)
 		if ev == nil {
@@ -96,6 +103,13 @@ func (h *eventHub) stream(ctx context.Context, send func(pluginrpc.Event) error)
 			return err
 		}
 	}
+}
+
+// heard tells whether somebody reads the events now.
+func (h *eventHub) heard() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.streams > 0
 }
 
 // next takes an event; nil: there is none, or the stream is over, and more tells when to look again.

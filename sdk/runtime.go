@@ -28,6 +28,7 @@ type deviceRuntime struct {
 	def    *definition
 	log    hclog.Logger
 	events *eventHub
+	state  stateKeeper
 
 	ctl    chan struct{} // holds one value while a call changes the state
 	closed bool          // under ctl
@@ -49,7 +50,9 @@ type deviceRuntime struct {
 var _ pluginrpc.Service = (*deviceRuntime)(nil)
 
 func newRuntime(def *definition, log hclog.Logger) *deviceRuntime {
-	return &deviceRuntime{def: def, log: log, events: newEventHub(log), ctl: make(chan struct{}, 1)}
+	return &deviceRuntime{
+		def: def, log: log, events: newEventHub(log), state: stateKeeper{declared: def.state}, ctl: make(chan struct{}, 1),
+	}
 }
 
 // begin waits until no other call changes the state. end must be called if err is nil.
@@ -92,13 +95,18 @@ func (r *deviceRuntime) Configure(ctx context.Context, s pluginrpc.Settings) (pl
 		}
 	}
 	if err != nil {
-		for _, f := range s.Files {
-			_ = unix.Close(f.FD)
+		closeGrants(s.Files)
+		if s.State != 0 {
+			_ = unix.Close(s.State)
 		}
 		return pluginrpc.Offer{}, err
 	}
 	r.failed = true // until it worked; a panic of New leaves it so
-	env := &Env{Name: s.DeviceName, Log: r.log.With("device", s.DeviceName), host: r}
+	if err := r.state.open(s.State); err != nil {
+		closeGrants(s.Files)
+		return pluginrpc.Offer{}, fmt.Errorf("configure: device %s: %w", s.DeviceName, err)
+	}
+	env := &Env{Name: s.DeviceName, Log: r.log.With("device", s.DeviceName), Identity: s.Identity, host: r}
 	dev, err := r.def.newDevice(env, s.ConfigJSON, s.Files)
 	if err != nil {
 		return pluginrpc.Offer{}, fmt.Errorf("configure: device %s: %w", s.DeviceName, err)
@@ -117,7 +125,7 @@ func (r *deviceRuntime) Configure(ctx context.Context, s pluginrpc.Settings) (pl
 
 // adopt checks what the device offers and makes it the runtime's.
 func (r *deviceRuntime) adopt(dev Device, withheld virtio.Features) (pluginrpc.Offer, error) {
-	if err := checkDevice(dev, len(r.def.description.GetCommands()) > 0); err != nil {
+	if err := checkDevice(dev, r.def); err != nil {
 		return pluginrpc.Offer{}, err
 	}
 	spec := dev.Spec()
@@ -149,7 +157,13 @@ func (r *deviceRuntime) adopt(dev Device, withheld virtio.Features) (pluginrpc.O
 	return offer, nil
 }
 
-func checkDevice(dev Device, commands bool) error {
+func closeGrants(files []pluginrpc.FileGrant) {
+	for _, f := range files {
+		_ = unix.Close(f.FD)
+	}
+}
+
+func checkDevice(dev Device, def *definition) error {
 	switch dev.(type) {
 	case nil:
 		return errors.New("the function New returned neither a device nor an error")
@@ -157,8 +171,11 @@ func checkDevice(dev Device, commands bool) error {
 	default:
 		return fmt.Errorf("%T implements none of ChainHandler, BatchHandler, QueueRunner", dev)
 	}
-	if _, ok := dev.(Commander); commands && !ok {
+	if _, ok := dev.(Commander); len(def.commands) > 0 && !ok {
 		return fmt.Errorf("%T: Plugin.Commands is not empty, but it is no Commander", dev)
+	}
+	if _, ok := dev.(StateRestorer); def.state && !ok {
+		return fmt.Errorf("%T: Plugin.State is set, but it is no StateRestorer", dev)
 	}
 	return nil
 }
@@ -202,6 +219,9 @@ func (r *deviceRuntime) SetFeatures(ctx context.Context, f virtio.Features) ([]b
 		if err := fs.SetFeatures(f); err != nil {
 			return nil, fmt.Errorf("%s %v: %w", op, f, err)
 		}
+	}
+	if err := r.state.restore(dev, r.log); err != nil {
+		return nil, fmt.Errorf("%s %v: %w", op, f, err)
 	}
 	r.mu.Lock()
 	r.features, r.featuresSet = f, true
@@ -307,6 +327,7 @@ func (r *deviceRuntime) Reset(ctx context.Context) error {
 	}
 	r.features, r.featuresSet, r.paused = 0, false, false
 	r.mu.Unlock()
+	r.state.forget()
 	if rs, ok := dev.(Resetter); ok {
 		if err := rs.Reset(); err != nil {
 			return fmt.Errorf("%s: %w", op, err)
@@ -334,10 +355,11 @@ func (r *deviceRuntime) Close(ctx context.Context) error {
 	if dev != nil {
 		r.closeDevice(dev)
 	}
+	unmapped := r.state.close()
 	if mem != nil && stopped == nil && err == nil { // otherwise somebody may be using it
-		return mem.Close()
+		return errors.Join(unmapped, mem.Close())
 	}
-	return stopped
+	return errors.Join(unmapped, stopped)
 }
 
 func (r *deviceRuntime) closeDevice(dev Device) {
@@ -354,16 +376,24 @@ func (r *deviceRuntime) closeDevice(dev Device) {
 	}
 }
 
-// configChanged, fail and notice implement host.
+// The methods below implement host.
 func (r *deviceRuntime) configChanged() { r.events.configChanged() }
 
 func (r *deviceRuntime) fail(err error, queue int, needsReset bool) {
 	if err == nil {
 		err = errors.New("unspecified failure")
 	}
-	r.log.Error("device error", "queue", queue, "needs_reset", needsReset, "error", err)
+	log := r.log.Error
+	if r.events.heard() { // the launcher tells it: not twice
+		log = r.log.Info
+	}
+	log("device error", "queue", queue, "needs_reset", needsReset, "error", err)
 	r.events.add(pluginrpc.DeviceError{Message: err.Error(), Queue: queue, NeedsReset: needsReset})
 }
+
+func (r *deviceRuntime) saveState(b []byte) error { return r.state.save(b) }
+
+func (r *deviceRuntime) keepsState() bool { return r.state.kept() }
 
 func (r *deviceRuntime) notice(message string, facts map[string]string) {
 	r.events.add(pluginrpc.Notice{Message: message, Facts: facts})

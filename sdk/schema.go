@@ -29,10 +29,13 @@ import (
 //	several:"1MiB"          the same in a VM with several devices of the plugin
 //	help:"…"                one or two sentences for the reference
 //	oneof:"a|b"             a string's allowed values
+//	path:"unix:|tls:"       a string's prefixes behind which a path stands, which is made absolute
 //	min:"1" max:"8"         inclusive bounds of a number, size or duration; of a slice of structs: how many blocks
 //	file:"write,…"          how a File is opened: write, create, append, block_device, any_kind, read_only_if=name
+//	tap:"mtu=mtu,…"         how a Tap is made: the settings beside it that give queue_pairs (an integer), bridge (a string),
+//	                        addresses (a []string), mtu (an integer)
 //
-// Types: string, bool, all ints and uints, float64, Size, time.Duration, []string, File, Listener; and []struct, a
+// Types: string, bool, all ints and uints, float64, Size, time.Duration, []string, File, Listener, Tap; and []struct, a
 // repeatable block whose struct has the same tags. An integer's own range bounds the setting too.
 func SchemaOf[C any]() (*pluginv1.Schema, error) {
 	s, err := parseStruct(reflect.TypeFor[C]())
@@ -135,7 +138,7 @@ func (s *structSpec) hasFiles() bool {
 		if f.items != nil && f.items.hasFiles() {
 			return true
 		}
-		if t := f.attr.GetType(); t == pluginv1.AttributeType_ATTRIBUTE_TYPE_FILE || t == pluginv1.AttributeType_ATTRIBUTE_TYPE_LISTENER {
+		if pluginrpc.OpenedByLauncher(f.attr.GetType()) {
 			return true
 		}
 	}
@@ -195,7 +198,7 @@ func parseBlock(sf reflect.StructField, name string, required bool, outer []refl
 	if required {
 		b.MinItems = max(b.MinItems, 1)
 	}
-	if err := refuse(sf, "default", "oneof", "file"); err != nil {
+	if err := refuse(sf, "default", "oneof", "file", "tap", "path"); err != nil {
 		return nil, err
 	}
 	return &fieldSpec{block: b, items: items}, nil
@@ -211,6 +214,8 @@ func attributeType(t reflect.Type) (pluginv1.AttributeType, error) {
 		return pluginv1.AttributeType_ATTRIBUTE_TYPE_FILE, nil
 	case reflect.TypeFor[Listener]():
 		return pluginv1.AttributeType_ATTRIBUTE_TYPE_LISTENER, nil
+	case reflect.TypeFor[Tap]():
+		return pluginv1.AttributeType_ATTRIBUTE_TYPE_TAP, nil
 	case reflect.TypeFor[[]string]():
 		return pluginv1.AttributeType_ATTRIBUTE_TYPE_STRING_LIST, nil
 	}
@@ -225,13 +230,12 @@ func attributeType(t reflect.Type) (pluginv1.AttributeType, error) {
 		reflect.Uint, reflect.Uint8, reflect.Uint16, reflect.Uint32, reflect.Uint64:
 		return pluginv1.AttributeType_ATTRIBUTE_TYPE_INT, nil
 	}
-	return 0, fmt.Errorf("type %v: want string, bool, an int, float64, Size, time.Duration, []string, File, Listener or []struct", t)
+	return 0, fmt.Errorf("type %v: want string, bool, an int, float64, Size, time.Duration, []string, File, Listener, Tap or []struct", t)
 }
 
 // parseTags fills a from the tags besides config.
 func parseTags(a *pluginv1.Attribute, sf reflect.StructField) error {
 	isFile := a.GetType() == pluginv1.AttributeType_ATTRIBUTE_TYPE_FILE
-	isListener := a.GetType() == pluginv1.AttributeType_ATTRIBUTE_TYPE_LISTENER
 	var err error
 	if isFile {
 		if a.File, err = parseAccess(sf.Tag.Get("file")); err != nil {
@@ -240,16 +244,29 @@ func parseTags(a *pluginv1.Attribute, sf reflect.StructField) error {
 	} else if err := refuse(sf, "file"); err != nil {
 		return err
 	}
+	if a.GetType() == pluginv1.AttributeType_ATTRIBUTE_TYPE_TAP {
+		if a.Tap, err = parseTapAccess(sf.Tag.Get("tap")); err != nil {
+			return err
+		}
+	} else if err := refuse(sf, "tap"); err != nil {
+		return err
+	}
 	if v, ok := sf.Tag.Lookup("oneof"); ok {
 		if a.GetType() != pluginv1.AttributeType_ATTRIBUTE_TYPE_STRING || v == "" {
 			return errors.New("oneof: want a string's values, \"a|b\"")
 		}
 		a.OneOf = strings.Split(v, "|")
 	}
+	if v, ok := sf.Tag.Lookup("path"); ok {
+		if a.GetType() != pluginv1.AttributeType_ATTRIBUTE_TYPE_STRING || v == "" {
+			return errors.New("path: want a string's prefixes, \"unix:|tls:\"")
+		}
+		a.PathPrefixes = strings.Split(v, "|")
+	}
 	if err := parseBounds(a, sf); err != nil {
 		return err
 	}
-	if _, ok := sf.Tag.Lookup("default"); ok && (isFile || isListener || a.GetRequired()) {
+	if _, ok := sf.Tag.Lookup("default"); ok && (pluginrpc.OpenedByLauncher(a.GetType()) || a.GetRequired()) {
 		return errors.New("default: a file, or what is required, has none")
 	}
 	return parseDefault(a, sf)
@@ -381,6 +398,27 @@ func parseAccess(tag string) (*pluginv1.FileAccess, error) {
 		return nil, errors.New("file: want write or append, not both; create and read_only_if need one of them")
 	}
 	return f, nil
+}
+
+func parseTapAccess(tag string) (*pluginv1.TapAccess, error) {
+	t := &pluginv1.TapAccess{}
+	for opt := range strings.SplitSeq(tag, ",") {
+		key, name, _ := strings.Cut(opt, "=")
+		switch {
+		case opt == "":
+		case key == "queue_pairs":
+			t.QueuePairs = name
+		case key == "bridge":
+			t.Bridge = name
+		case key == "addresses":
+			t.Addresses = name
+		case key == "mtu":
+			t.Mtu = name
+		default:
+			return nil, fmt.Errorf("tap option %q: want queue_pairs=name, bridge=name, addresses=name or mtu=name", opt)
+		}
+	}
+	return t, nil
 }
 
 func refuse(sf reflect.StructField, keys ...string) error {

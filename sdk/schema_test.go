@@ -27,6 +27,7 @@ type settings struct {
 	Cache    sdk.Size      `config:"cache" default:"64MiB" min:"4K"`
 	Timeout  time.Duration `config:"timeout" default:"1.5s" min:"1ms"`
 	Tags     []string      `config:"tags" default:"[\"a\"]"`
+	Tap      sdk.Tap       `config:"tap" tap:"queue_pairs=queues,bridge=mode,addresses=tags,mtu=offset"`
 	Ports    []port        `config:"port" max:"2" help:"A port."`
 	Skipped  chan int      `config:"-"`
 }
@@ -55,7 +56,8 @@ func TestSchemaOfHasWhatTheTagsSay(t *testing.T) {
 		{"name":"ratio","type":"ATTRIBUTE_TYPE_FLOAT","defaultJson":"0.5","max":1},
 		{"name":"cache","type":"ATTRIBUTE_TYPE_SIZE","defaultJson":"67108864","min":4096},
 		{"name":"timeout","type":"ATTRIBUTE_TYPE_DURATION","defaultJson":"1500000000","min":1000000},
-		{"name":"tags","type":"ATTRIBUTE_TYPE_STRING_LIST","defaultJson":"[\"a\"]"}],
+		{"name":"tags","type":"ATTRIBUTE_TYPE_STRING_LIST","defaultJson":"[\"a\"]"},
+		{"name":"tap","type":"ATTRIBUTE_TYPE_TAP","tap":{"queuePairs":"queues","bridge":"mode","addresses":"tags","mtu":"offset"}}],
 	  "blocks": [{"name":"port","label":"name","maxItems":2,"description":"A port.","schema":{"attributes":[
 		{"name":"socket","type":"ATTRIBUTE_TYPE_LISTENER"},
 		{"name":"log","type":"ATTRIBUTE_TYPE_FILE","file":{"create":true,"append":true}},
@@ -139,6 +141,9 @@ func TestBadTagsAreErrorsThatNameTheField(t *testing.T) {
 	check("oneof of a number", sdk.SchemaOf[struct {
 		X int `config:"x" oneof:"1|2"`
 	}], "oneof")
+	check("path prefixes of a number", sdk.SchemaOf[struct {
+		X int `config:"x" path:"unix:"`
+	}], "path")
 	check("file of a string", sdk.SchemaOf[struct {
 		X string `config:"x" file:"write"`
 	}], "file")
@@ -151,6 +156,22 @@ func TestBadTagsAreErrorsThatNameTheField(t *testing.T) {
 	check("read_only_if of nothing", sdk.SchemaOf[struct {
 		X sdk.File `config:"x" file:"write,read_only_if=ro"`
 	}], "ro")
+	check("tap of a string", sdk.SchemaOf[struct {
+		X string `config:"x" tap:"mtu=y"`
+	}], "field X: tag tap")
+	check("tap option", sdk.SchemaOf[struct {
+		X sdk.Tap `config:"x" tap:"mut=y"`
+	}], "mut=y")
+	check("tap that names nothing", sdk.SchemaOf[struct {
+		X sdk.Tap `config:"x" tap:"mtu=y"`
+	}], "attribute x: tap: mtu=y: no attribute of type int")
+	check("tap that names another type", sdk.SchemaOf[struct {
+		X sdk.Tap `config:"x" tap:"addresses=y"`
+		Y string  `config:"y"`
+	}], "addresses=y: no attribute of type string_list")
+	check("default of a tap", sdk.SchemaOf[struct {
+		X sdk.Tap `config:"x" default:"tap0"`
+	}], "default")
 	check("label outside a block", sdk.SchemaOf[struct {
 		X string `config:"x,label"`
 	}], "label")

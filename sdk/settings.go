@@ -28,6 +28,15 @@ type Listener struct {
 	*net.UnixListener
 }
 
+// Tap is a tap interface of the host that the launcher opened or made, with IFF_NO_PI and IFF_VNET_HDR. The zero Tap means that the
+// configuration names none.
+type Tap struct {
+	// Name is the interface's name.
+	Name string
+	// Queues are its descriptors, one for each queue pair, non-blocking. Each packet has a virtio_net_hdr of 12 bytes before it.
+	Queues []*os.File
+}
+
 // SettingError makes the error for a wrong setting; the launcher shows it at the setting's line. attribute is its path:
 // "path", "port.0.socket"; empty: the configuration as a whole. The format may use %w.
 func SettingError(attribute, format string, args ...any) error {

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -18,6 +19,11 @@ import (
 // may change until they are opened; it is there so that one run shows all that is wrong.
 func (d *decoder) fileAttributes(s *pluginv1.Schema, out *decoded) {
 	for _, a := range s.GetAttributes() {
+		if a.GetType() == pluginv1.AttributeType_ATTRIBUTE_TYPE_TAP {
+			d.tapAttribute(a, out)
+			continue
+		}
+		d.prefixedPath(a, out)
 		listener := a.GetType() == pluginv1.AttributeType_ATTRIBUTE_TYPE_LISTENER
 		if !listener && a.GetType() != pluginv1.AttributeType_ATTRIBUTE_TYPE_FILE {
 			continue
@@ -42,6 +48,26 @@ func (d *decoder) fileAttributes(s *pluginv1.Schema, out *decoded) {
 		if err != nil {
 			d.errorf(at, fmt.Sprintf("Cannot use %q", a.GetName()), "%s", asSentence(err))
 		}
+	}
+}
+
+// prefixedPath makes the path in a value such as "unix:PATH" absolute.
+func (d *decoder) prefixedPath(a *pluginv1.Attribute, out *decoded) {
+	value, ok := out.values[a.GetName()].(string)
+	if !ok {
+		return
+	}
+	for _, prefix := range a.GetPathPrefixes() {
+		path, ok := strings.CutPrefix(value, prefix)
+		if !ok || path == "" || path[0] == '@' {
+			continue
+		}
+		path = d.resolve(path, out.ranges[a.GetName()])
+		if abs, err := filepath.Abs(path); err == nil {
+			path = abs
+		}
+		out.values[a.GetName()] = prefix + path
+		return
 	}
 }
 

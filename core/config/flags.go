@@ -32,9 +32,9 @@ type DeviceFlag struct {
 	// Type is the device's type, and Prefix what its name is made of if it is not given: "vd" gives vda, vdb; "con" con0. If
 	// Type is empty, the value begins with TYPE or TYPE=NAME.
 	Type, Prefix string
-	// First makes key=value of the value's first part, if that has no key: "disk.img" becomes "path=disk.img". nil: it has
-	// a key like all the others.
-	First func(string) string
+	// First makes one or more key=value of the value's first part, if that has no key: "disk.img" becomes "path=disk.img".
+	// nil: it has a key like all the others.
+	First func(string) []string
 	// Block is what a further flag of the same kind becomes in the first one's device, with Extra: a nested block with a label.
 	// Empty, or if the flag has one of the keys Own or a key with a path: a device of its own.
 	Block, Extra string
@@ -43,27 +43,27 @@ type DeviceFlag struct {
 
 // BlockFlag is `--block IMAGE[,KEY=VALUE…]`.
 func BlockFlag(value string) DeviceFlag {
-	return DeviceFlag{Flag: "--block", Value: value, Type: "block", Prefix: "vd", First: func(s string) string {
+	return DeviceFlag{Flag: "--block", Value: value, Type: "block", Prefix: "vd", First: func(s string) []string {
 		if strings.HasPrefix(s, "path=") {
-			return s
+			return []string{s}
 		}
-		return "path=" + s
+		return []string{"path=" + s}
 	}}
 }
 
 // ConsoleFlag is `--console stdio|pty|null|socket:PATH|file:PATH[,KEY=VALUE…]`. Further ones are ports of the first one's
 // device: then the guest numbers its consoles as they are written. It does not for those of several devices.
 func ConsoleFlag(value string) DeviceFlag {
-	return DeviceFlag{Flag: "--console", Value: value, Type: "console", Prefix: "con", Block: "port", Extra: "console=true", Own: []string{"multiport", "resize_order"}, First: func(s string) string {
+	return DeviceFlag{Flag: "--console", Value: value, Type: "console", Prefix: "con", Block: "port", Extra: "console=true", Own: []string{"multiport", "resize_order"}, First: func(s string) []string {
 		for _, kind := range []string{"socket", "file"} {
 			if path, ok := strings.CutPrefix(s, kind+":"); ok {
-				return kind + "=" + path
+				return []string{kind + "=" + path}
 			}
 		}
 		if strings.Contains(s, "=") {
-			return s
+			return []string{s}
 		}
-		return "backend=" + s
+		return []string{"backend=" + s}
 	}}
 }
 
@@ -156,9 +156,7 @@ func (f Flags) devices(content *hcl.BodyContent) []writtenDevice {
 			tokens = tokens[1:]
 			d.Prefix = w.kind
 		} else if d.First != nil {
-			if text := d.First(tokens[0].text); text != tokens[0].text {
-				tokens[0].text, tokens[0].keyless = text, true
-			}
+			tokens = d.first(tokens)
 		}
 		if w.name == "" {
 			w.name = freeName(d.Prefix, taken)
@@ -175,6 +173,19 @@ func (f Flags) devices(content *hcl.BodyContent) []writtenDevice {
 		out = append(out, w)
 	}
 	return out
+}
+
+// first puts what First makes of the first token in its place.
+func (d *DeviceFlag) first(tokens []token) []token {
+	made := d.First(tokens[0].text)
+	if len(made) == 1 && made[0] == tokens[0].text {
+		return tokens
+	}
+	var out []token
+	for _, text := range made {
+		out = append(out, token{text: text, at: tokens[0].at, keyless: true})
+	}
+	return append(out, tokens[1:]...)
 }
 
 // joins tells whether the flag becomes a block of the first one's device.

@@ -180,12 +180,12 @@ func (l *loader) vmBlock(vm *VM, content *hcl.BodyContent, in Input) {
 		l.errorf(found[1].DefRange, "More than one vm", "A file describes one VM; the first is at %s.", place(found[0].DefRange))
 	}
 	if len(found) > 0 {
-		vm.Name = found[0].Labels[0]
+		vm.Name, vm.Named = found[0].Labels[0], true
 		l.checkName("VM", vm.Name, found[0].LabelRanges[0])
 		in2.hcl, in2.at = found[0].Body, found[0].DefRange
 	}
 	if n := in.Flags.Name; n != "" {
-		vm.Name = n
+		vm.Name, vm.Named = n, true
 		l.checkName("VM", n, wholeFlag("--name", n))
 	}
 	out := l.decode(in2)

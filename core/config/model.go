@@ -17,6 +17,8 @@ import (
 type VM struct {
 	// Name is the machine's name in messages and paths.
 	Name string
+	// Named: the name was given.
+	Named bool
 	// MemoryBytes is the size of guest memory, a multiple of 4096.
 	MemoryBytes uint64
 	// VCPUs is the number of virtual CPUs.

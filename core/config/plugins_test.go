@@ -19,6 +19,7 @@ const (
 	tList     = pluginv1.AttributeType_ATTRIBUTE_TYPE_STRING_LIST
 	tFile     = pluginv1.AttributeType_ATTRIBUTE_TYPE_FILE
 	tListener = pluginv1.AttributeType_ATTRIBUTE_TYPE_LISTENER
+	tTap      = pluginv1.AttributeType_ATTRIBUTE_TYPE_TAP
 	tFloat    = pluginv1.AttributeType_ATTRIBUTE_TYPE_FLOAT
 )
 
@@ -32,7 +33,9 @@ func (f fakePlugins) Describe(_ context.Context, ref config.PluginRef) (*pluginv
 	return nil, errors.New("start: bogus: exit status 3")
 }
 
-func (f fakePlugins) Names([]string) []string { return []string{"console", "block", "bogus", "liar"} }
+func (f fakePlugins) Names([]string) []string {
+	return []string{"console", "block", "net", "bogus", "liar"}
+}
 
 func plugins() fakePlugins {
 	return fakePlugins{
@@ -50,6 +53,16 @@ func plugins() fakePlugins {
 		"console": {Name: "console", Version: "0.1.0", DeviceId: 3, Description: "A console.", Capabilities: []pluginv1.Capability{pluginv1.Capability_CAPABILITY_LEGACY}, Schema: &pluginv1.Schema{Attributes: backend(), Blocks: []*pluginv1.Block{{
 			Name: "port", Label: "name", MaxItems: 2, Description: "A port.", Schema: &pluginv1.Schema{Attributes: append(backend(), &pluginv1.Attribute{Name: "size", Type: tSize}, &pluginv1.Attribute{Name: "console", Type: tBool}), Blocks: []*pluginv1.Block{{Name: "filter", Schema: &pluginv1.Schema{Attributes: []*pluginv1.Attribute{{Name: "drop", Type: tString}}}}}},
 		}}}},
+		"net": {Name: "net", Version: "0.1.0", DeviceId: 1, Description: "A network interface.", Schema: &pluginv1.Schema{Attributes: []*pluginv1.Attribute{
+			{Name: "backend", Type: tString, OneOf: []string{"user", "tap", "socket", "null"}, DefaultJson: `"user"`},
+			{Name: "tap", Type: tTap, Description: "The interface.", Tap: &pluginv1.TapAccess{QueuePairs: "queue_pairs", Bridge: "bridge", Addresses: "address", Mtu: "mtu"}},
+			{Name: "queue_pairs", Type: tInt, DefaultJson: "1"},
+			{Name: "bridge", Type: tString},
+			{Name: "address", Type: tList},
+			{Name: "mtu", Type: tInt, DefaultJson: "0"},
+			{Name: "mac", Type: tString},
+			{Name: "listen", Type: tListener},
+		}}},
 		"liar": {Name: "block", Version: "0.1.0", Schema: &pluginv1.Schema{
 			Attributes: []*pluginv1.Attribute{{Name: "Bad Name", Type: tString}, {Name: "ring", Type: tBool}, {Name: "n", Type: 99}, {Name: "d", Type: tInt, DefaultJson: `"x"`}},
 		}},

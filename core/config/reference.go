@@ -62,6 +62,7 @@ The same device by a flag: ` + "`--device block=vda,path=disk.img`" + `. Keys of
 | duration | with its unit: ` + "`\"1.5s\"`, `\"200ms\"`" + ` |
 | file | a path that the launcher opens for the plugin |
 | socket path | a path where the launcher listens for the plugin, on a unix socket |
+| tap interface | the name of a tap interface that the launcher opens for the plugin, or makes; it may end in ` + "`%d`" + `, which becomes the first free number; or a macvtap interface's device, ` + "`/dev/tap7`" + ` |
 
 ## plugin_dirs
 

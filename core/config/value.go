@@ -13,6 +13,7 @@ import (
 	"github.com/zclconf/go-cty/cty"
 	"github.com/zclconf/go-cty/cty/convert"
 
+	"github.com/virtplug/virtplug/core/tap"
 	pluginv1 "github.com/virtplug/virtplug/sdk/proto/v1"
 )
 
@@ -81,6 +82,8 @@ func typeName(t pluginv1.AttributeType) string {
 		return "socket path"
 	case pluginv1.AttributeType_ATTRIBUTE_TYPE_FLOAT:
 		return "number"
+	case pluginv1.AttributeType_ATTRIBUTE_TYPE_TAP:
+		return "tap interface"
 	case pluginv1.AttributeType_ATTRIBUTE_TYPE_UNSPECIFIED:
 	}
 	return "unknown type"
@@ -107,6 +110,12 @@ func convertValue(a *pluginv1.Attribute, v cty.Value, fromFlag bool) (any, error
 			return nil, errors.New("a path cannot contain a zero byte")
 		}
 		return s, nil
+	case pluginv1.AttributeType_ATTRIBUTE_TYPE_TAP:
+		s, err := stringOf(v)
+		if err != nil {
+			return nil, err
+		}
+		return s, tap.CheckName(s)
 	case pluginv1.AttributeType_ATTRIBUTE_TYPE_BOOL:
 		b, err := convert.Convert(v, cty.Bool)
 		if err != nil {

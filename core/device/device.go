@@ -75,6 +75,9 @@ type Options struct {
 	Unrecoverable bool
 	// Legacy: the plugin has CAPABILITY_LEGACY: it also serves drivers that do not accept VIRTIO_F_VERSION_1.
 	Legacy bool
+	// State is the region that Start passes to each instance; nil: the plugin lacks CAPABILITY_STATE. The device empties it when the
+	// driver resets the device. It stays the caller's, and is to be closed after the device.
+	State *StateRegion
 	// Restart is what to do after a crash.
 	Restart Restart
 }
@@ -104,6 +107,7 @@ type Device struct {
 	status      virtio.Status
 	needsReset  bool
 	paused      bool
+	stateOld    bool // what stands in the state region was saved before the driver's last reset; under op
 	memory      []region
 	memoryOn    *live // the instance that has the present table; nil: none
 	queues      []queue
@@ -149,6 +153,7 @@ func (d *Device) Open(ctx context.Context) error {
 	}
 	ctx, cancel := d.whileOpen(ctx)
 	defer cancel()
+	d.stateOld = true // from a former Device of the same region
 	inst, err := d.opts.Start(ctx)
 	if err != nil {
 		return d.err("open", err)

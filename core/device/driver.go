@@ -48,7 +48,7 @@ func (d *Device) SetFeatures(ctx context.Context, f virtio.Features) error {
 	ctx = context.WithoutCancel(ctx) // from here on the plugin's state would be unknown; the instance bounds the time
 	var config []byte
 	if l != nil {
-		if config, err = l.inst.SetFeatures(ctx, f); err != nil && !d.lost(l, err) {
+		if config, err = d.setFeaturesOn(ctx, l.inst, f); err != nil && !d.lost(l, err) {
 			return d.err(op, err)
 		}
 	}
@@ -59,6 +59,22 @@ func (d *Device) SetFeatures(ctx context.Context, f virtio.Features) error {
 	}
 	d.mu.Unlock()
 	return nil
+}
+
+// setFeaturesOn tells inst the features, at which it takes up the state of its predecessor, unless that is from before a reset. So
+// the state is forgotten here and not at the reset: now a predecessor that was to be replaced is gone, and inst saves nothing
+// before it has features. The caller holds op.
+func (d *Device) setFeaturesOn(ctx context.Context, inst Instance, f virtio.Features) (config []byte, err error) {
+	if d.stateOld && d.opts.State != nil {
+		if err := d.opts.State.Clear(); err != nil {
+			return nil, err
+		}
+	}
+	config, err = inst.SetFeatures(ctx, f)
+	if err == nil {
+		d.stateOld = false // what is saved from now on is this driver's
+	}
+	return config, err
 }
 
 // ConfigSpace is a copy of the device configuration space (2.5), empty if the device has none.
@@ -197,6 +213,7 @@ func (d *Device) Reset(ctx context.Context) error {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	d.stateOld = true
 	d.features, d.featuresSet, d.status = 0, false, 0
 	d.needsReset, d.paused, d.writes = false, false, nil
 	d.memoryOn = nil // plugins may take the table for the driver's

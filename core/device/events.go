@@ -32,6 +32,16 @@ func (d *Device) pump(l *live) {
 	}
 }
 
+// toldToo is the log for what subscribers are told as well: level info if there are any, lest a user who is shown both read it twice.
+func (d *Device) toldToo(otherwise func(string, ...any)) func(string, ...any) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if len(d.subs) > 0 {
+		return d.log.Info
+	}
+	return otherwise
+}
+
 func (d *Device) tellConfig() {
 	d.mu.Lock()
 	f, config := d.onConfig, slices.Clone(d.config)
@@ -52,7 +62,7 @@ func (d *Device) notice(n pluginrpc.Notice) {
 }
 
 func (d *Device) deviceError(l *live, e pluginrpc.DeviceError) {
-	d.quiet.line(d.log.Error, "device error", "queue", e.Queue, "needs_reset", e.NeedsReset, "error", e.Message)
+	d.quiet.line(d.toldToo(d.log.Error), "device error", "queue", e.Queue, "needs_reset", e.NeedsReset, "error", e.Message)
 	d.mu.Lock()
 	stale := d.cur != l
 	d.publish(Event{Kind: EventError, Error: e})

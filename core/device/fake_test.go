@@ -33,6 +33,9 @@ type fake struct {
 	once   sync.Once
 	// closing is how long its process takes to end.
 	closing time.Duration
+	// onFeatures is called at SetFeatures, and says what to note; refuseFeatures before it.
+	onFeatures     func() string
+	refuseFeatures func() error
 
 	mu     sync.Mutex
 	calls  []string
@@ -86,7 +89,14 @@ func (f *fake) space(err error) ([]byte, error) {
 }
 
 func (f *fake) SetFeatures(_ context.Context, v virtio.Features) ([]byte, error) {
-	return f.space(f.call("features " + v.String()))
+	err := f.call("features " + v.String())
+	if err == nil && f.refuseFeatures != nil {
+		err = f.refuseFeatures()
+	}
+	if err == nil && f.onFeatures != nil {
+		err = f.call(f.onFeatures())
+	}
+	return f.space(err)
 }
 
 func (f *fake) WriteConfig(_ context.Context, off int, data []byte) ([]byte, error) {

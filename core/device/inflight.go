@@ -4,8 +4,6 @@ import (
 	"encoding/binary"
 	"fmt"
 	"os"
-
-	"golang.org/x/sys/unix"
 )
 
 // Layout of a split queue's in-flight region, that of vhost-user ("Inflight I/O tracking"). Native byte order.
@@ -40,27 +38,11 @@ func (q *queue) newInflight(table []region) error {
 
 // makeInflight creates the region for a queue of size entries as a sealed memfd.
 func makeInflight(size, used uint16) (*os.File, error) {
-	n, err := unix.MemfdCreate("virtplug-inflight", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
-	if err != nil {
-		return nil, os.NewSyscallError("memfd_create", err)
-	}
-	f := os.NewFile(uintptr(n), "virtplug-inflight")
 	var head [inflightHeader]byte
 	binary.NativeEndian.PutUint16(head[offVersion:], inflightVersion)
 	binary.NativeEndian.PutUint16(head[offDescNum:], size)
 	binary.NativeEndian.PutUint16(head[offUsedIdx:], used)
-	if err = f.Truncate(inflightHeader + inflightEntry*int64(size)); err == nil {
-		_, err = f.WriteAt(head[:], 0)
-	}
-	if err == nil {
-		_, err = unix.FcntlInt(uintptr(n), unix.F_ADD_SEALS, unix.F_SEAL_SHRINK|unix.F_SEAL_GROW|unix.F_SEAL_SEAL)
-		err = os.NewSyscallError("fcntl(F_ADD_SEALS)", err)
-	}
-	if err != nil {
-		_ = f.Close()
-		return nil, err
-	}
-	return f, nil
+	return sealedMemfd("virtplug-inflight", inflightHeader+inflightEntry*int64(size), head[:])
 }
 
 // countInflight counts the chains that a dead instance left in flight, given the used ring's index: entries of a last

@@ -84,7 +84,7 @@ func (d *Device) supervise(l *live) {
 			return
 		}
 		d.lose(l, cause)
-		d.log.Warn("plugin instance lost, starting another", "error", cause)
+		d.toldToo(d.log.Warn)("plugin instance lost, starting another", "error", cause)
 		if !d.bury(l) {
 			return
 		}
@@ -223,7 +223,7 @@ func (d *Device) pauseBefore(n int) bool {
 
 // fail is DEVICE_NEEDS_RESET: it waits for the driver's reset; false if the device was closed instead.
 func (d *Device) fail(cause error) bool {
-	d.log.Error("device needs a reset by the driver", "error", cause)
+	d.toldToo(d.log.Error)("device needs a reset by the driver", "error", cause)
 	select { // a reset from before the failure
 	case <-d.revive:
 	default:
@@ -271,7 +271,7 @@ func (d *Device) replay(ctx context.Context, inst Instance) (l *live, changed bo
 	}
 	config := offer.Config
 	if d.featuresSet {
-		if config, err = inst.SetFeatures(ctx, d.features); err != nil {
+		if config, err = d.setFeaturesOn(ctx, inst, d.features); err != nil {
 			return nil, false, refused(err)
 		}
 	}

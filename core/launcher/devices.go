@@ -41,9 +41,13 @@ func (r *run) prepare(runDir string) error {
 		d := r.o.VM.Devices[i]
 		errs = append(errs, r.o.VM.At(d.Name, strings.TrimSuffix(d.Terminal, "stdio")+"backend", errors.New("there is no terminal here for backend \"stdio\"")))
 	}
+	vm := r.o.VM.Name
+	if !r.o.VM.Named {
+		vm = runDir // no other running VM's
+	}
 	for i := range r.o.VM.Devices {
 		d := &r.o.VM.Devices[i]
-		p, err := r.o.Plugins.Prepare(d, runDir)
+		p, err := r.o.Plugins.Prepare(vm, d, runDir)
 		if err != nil {
 			errs = append(errs, r.explain(d.Name, err))
 			continue
@@ -88,7 +92,7 @@ func (r *run) open(ctx context.Context) error {
 		d := device.New(device.Options{
 			Name: c.Name, DeviceID: virtio.DeviceID(c.Description.GetDeviceId()), Log: r.o.Log.Named(c.Name),
 			Start:    func(ctx context.Context) (device.Instance, error) { return p.Start(ctx, terminalFor(c, terminal)) },
-			Withhold: c.Withheld, Restart: r.o.Restart,
+			Withhold: c.Withheld, Restart: r.o.Restart, State: p.State(),
 			Unrecoverable: !slices.Contains(c.Description.GetCapabilities(), pluginv1.Capability_CAPABILITY_INFLIGHT),
 			Legacy:        slices.Contains(c.Description.GetCapabilities(), pluginv1.Capability_CAPABILITY_LEGACY),
 		})

@@ -113,7 +113,7 @@ func checkPin(path, want string) error {
 }
 
 // Prepare implements Plugins.
-func (h *Host) Prepare(d *config.Device, runDir string) (Prepared, error) {
+func (h *Host) Prepare(vm string, d *config.Device, runDir string) (Prepared, error) {
 	program, err := find(d.Plugin)
 	if err != nil {
 		return nil, err
@@ -122,19 +122,37 @@ func (h *Host) Prepare(d *config.Device, runDir string) (Prepared, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &prepared{files: files, terminal: d.Terminal, spec: pluginhost.Spec{
+	settings, err := files.Complete(d.ConfigJSON)
+	if err != nil {
+		return nil, errors.Join(err, files.Close())
+	}
+	p := &prepared{files: files, terminal: d.Terminal, spec: pluginhost.Spec{
 		Program: program, SHA256: d.Plugin.SHA256, DeviceID: virtio.DeviceID(d.Description.GetDeviceId()),
-		Settings: pluginrpc.Settings{DeviceName: d.Name, ConfigJSON: d.ConfigJSON, Files: files.Grants, Withheld: d.Withheld, BusyPoll: d.BusyPoll},
-		Log:      h.Log, TempDir: runDir,
-	}}, nil
+		Settings: pluginrpc.Settings{
+			DeviceName: d.Name, ConfigJSON: settings, Files: files.Grants, Withheld: d.Withheld, BusyPoll: d.BusyPoll,
+			Identity: Identity(vm, d.Name),
+		},
+		Log: h.Log, TempDir: runDir,
+	}}
+	if slices.Contains(d.Description.GetCapabilities(), pluginv1.Capability_CAPABILITY_STATE) {
+		if p.state, err = device.NewStateRegion(); err != nil {
+			return nil, errors.Join(err, files.Close())
+		}
+		p.spec.Settings.State = p.state.FD()
+	}
+	return p, nil
 }
 
 // prepared is a device's opened files and what to start with them.
 type prepared struct {
 	files    *pluginhost.Files
+	state    *device.StateRegion
 	spec     pluginhost.Spec
 	terminal string
 }
+
+// State implements Prepared.
+func (p *prepared) State() *device.StateRegion { return p.state }
 
 // Start implements Prepared.
 func (p *prepared) Start(ctx context.Context, terminal *os.File) (device.Instance, error) {
@@ -170,4 +188,10 @@ func start(ctx context.Context, spec pluginhost.Spec) (device.Instance, error) {
 }
 
 // Close implements Prepared.
-func (p *prepared) Close() error { return p.files.Close() }
+func (p *prepared) Close() error {
+	err := p.files.Close()
+	if p.state != nil {
+		err = errors.Join(err, p.state.Close())
+	}
+	return err
+}

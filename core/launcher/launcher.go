@@ -8,6 +8,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/hashicorp/go-hclog"
 
@@ -30,9 +31,9 @@ var errQuit = errors.New("the user asked to quit")
 
 // Plugins opens devices' files and starts plugin instances; Host is the real one.
 type Plugins interface {
-	// Prepare opens what d's settings name; nothing is started. Instances may put their own files into runDir. Errors that
-	// concern one setting wrap a *pluginrpc.SettingError.
-	Prepare(d *config.Device, runDir string) (Prepared, error)
+	// Prepare opens what the settings of d, a device of VM vm, name; nothing is started. Instances may put their own files into
+	// runDir. Errors that concern one setting wrap a *pluginrpc.SettingError.
+	Prepare(vm string, d *config.Device, runDir string) (Prepared, error)
 }
 
 // Prepared is a device whose files are open.
@@ -40,7 +41,9 @@ type Prepared interface {
 	// Start starts and configures a new instance with the files. terminal is passed for the device's Terminal attribute; nil
 	// if it has none. Start may be called again and again.
 	Start(ctx context.Context, terminal *os.File) (device.Instance, error)
-	// Close closes the files and removes listening sockets. Instances keep what they were given.
+	// State is the region in which instances keep the device's state, for device.Options; nil: they keep none.
+	State() *device.StateRegion
+	// Close closes the files and the region, and removes listening sockets. Instances keep what they were given.
 	Close() error
 }
 
@@ -75,7 +78,7 @@ type Options struct {
 	// KernelOutput receives the kernel's own output besides the virtio console; nil: dropped.
 	KernelOutput io.Writer
 	// NoReboot: a guest that asks to be restarted ends the run (machine.Reboot). Otherwise it boots again with the same
-	// plugin instances, and KindRunning is sent again.
+	// plugin instances, and KindRunning is sent again; one that asks for it as soon as it runs boots after a pause, of at most 5 s.
 	NoReboot bool
 	// Restart is what to do about plugins that die.
 	Restart device.Restart
@@ -160,12 +163,22 @@ func (r *run) boot(ctx context.Context, m machine.Machine, g machine.Guest) (mac
 			<-ended
 		}
 	}()
+	var pause rebootPause
 	for {
 		r.guest.boots()
 		r.events.send(Event{Kind: KindRunning, Machine: r.guest.machine, VM: g.Name})
+		begin := time.Now()
 		exit, err := m.Run(ctx, g, r.devices)
 		if err != nil || exit.Reason != machine.Reboot || r.o.NoReboot || ctx.Err() != nil {
 			return exit, err
+		}
+		r.guest.boots() // there is nothing to pause meanwhile
+		d := pause.after(time.Since(begin))
+		if d == lastRebootPause {
+			r.o.Log.Warn("the guest restarts as soon as it runs: its next boot waits", "pause", d)
+		}
+		if !wait(ctx, d) {
+			return machine.Exit{Reason: machine.Stopped}, nil
 		}
 	}
 }

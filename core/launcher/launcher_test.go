@@ -39,6 +39,8 @@ type rig struct {
 	quit      func()
 	instances map[string]*fakeInstance
 	events    []launcher.Event
+	// vms are the names that devices were prepared under.
+	vms []string
 }
 
 func (r *rig) step(s string) {
@@ -64,7 +66,8 @@ func (r *rig) Describe(_ context.Context, ref config.PluginRef) (*pluginv1.Descr
 
 func (r *rig) Names([]string) []string { return []string{"block", "console"} }
 
-func (r *rig) Prepare(d *config.Device, _ string) (launcher.Prepared, error) {
+func (r *rig) Prepare(vm string, d *config.Device, _ string) (launcher.Prepared, error) {
+	r.vms = append(r.vms, vm)
 	if err := r.prepareErr[d.Name]; err != nil {
 		return nil, err
 	}
@@ -100,6 +103,8 @@ func (p *fakePrepared) Start(ctx context.Context, terminal *os.File) (device.Ins
 	i.events <- pluginrpc.Notice{Message: "hello from " + p.name}
 	return i, nil
 }
+
+func (p *fakePrepared) State() *device.StateRegion { return nil }
 
 func (p *fakePrepared) Close() error { p.r.step("release " + p.name); return nil }
 
@@ -436,5 +441,53 @@ func TestUsersOwnConsoleIsKept(t *testing.T) {
 	}
 	if !slices.Contains(r.steps, "run quiet console=tty0") {
 		t.Errorf("steps are %q", r.steps)
+	}
+}
+
+// A guest that restarts in a loop is not booted as fast as it can, and can be stopped in the pause.
+func TestAGuestThatRestartsInALoopIsSlowedDown(t *testing.T) {
+	t.Parallel()
+	r, o := newRig(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var boots []time.Time
+	r.run = func(context.Context, machine.Guest, []*device.Device) (machine.Exit, error) {
+		if boots = append(boots, time.Now()); len(boots) == 5 {
+			time.AfterFunc(50*time.Millisecond, cancel) // within a pause of 1.6 s
+		}
+		return machine.Exit{Reason: machine.Reboot}, nil
+	}
+	out, err := launcher.Run(ctx, o)
+	stopped := time.Now()
+	if err != nil || out.Reason != machine.Stopped || len(boots) != 5 {
+		t.Fatalf("Run = %+v, %v after %d boots", out, err, len(boots))
+	}
+	for i, least := range []int64{100, 200, 400, 800} {
+		if d := boots[i+1].Sub(boots[i]); d.Milliseconds() < least {
+			t.Errorf("boot %d came %v after the one before: want %d ms", i+1, d, least)
+		}
+	}
+	if d := stopped.Sub(boots[4]); d > 1500*time.Millisecond {
+		t.Errorf("it took %v to stop in a pause", d)
+	}
+	r.checkClean(t)
+}
+
+// VMs of one name have the same addresses: those that nobody gave a name must not share the default one.
+func TestAVMWithoutANameIsNobodyElse(t *testing.T) {
+	t.Parallel()
+	names := func(named bool) []string {
+		r, o := newRig(t)
+		o.VM.Named = named
+		if _, err := launcher.Run(t.Context(), o); err != nil {
+			t.Fatal(err)
+		}
+		return r.vms
+	}
+	if got := names(true); len(got) == 0 || got[0] != "demo" {
+		t.Errorf("a VM with a name: devices of %q, want its name", got)
+	}
+	if a, b := names(false), names(false); len(a) == 0 || a[0] == b[0] || a[0] == "demo" {
+		t.Errorf("two VMs without a name: devices of %q and %q, want different ones", a, b)
 	}
 }

@@ -21,6 +21,8 @@ type Files struct {
 	Grants []pluginrpc.FileGrant
 
 	closers []func() error
+	// found are settings whose values came to light by opening: a tap's real name, say. By path.
+	found map[string]any
 }
 
 // Close closes the files and removes the sockets' paths. Idempotent.
@@ -33,8 +35,8 @@ func (f *Files) Close() error {
 	return errors.Join(errs...)
 }
 
-// OpenFiles opens what a configuration names: the schema's attributes of type FILE and LISTENER, also in nested blocks, as
-// their FileAccess says. config is one JSON object that fits the schema. Attributes that are absent or empty are left out.
+// OpenFiles opens what a configuration names: the schema's attributes of type FILE, LISTENER and TAP, also in nested blocks, as
+// their FileAccess and TapAccess say. config is one JSON object that fits the schema. Attributes that are absent or empty are left out.
 // On error nothing stays open; each cause is a *pluginrpc.SettingError, so that the launcher can show the line.
 func OpenFiles(schema *pluginv1.Schema, config []byte) (*Files, error) {
 	f := &Files{}
@@ -53,34 +55,23 @@ func (f *Files) openBlock(schema *pluginv1.Schema, members map[string]json.RawMe
 	var errs []error
 	for _, a := range schema.GetAttributes() {
 		raw, ok := members[a.GetName()]
-		listener := a.GetType() == pluginv1.AttributeType_ATTRIBUTE_TYPE_LISTENER
-		if !ok || !listener && a.GetType() != pluginv1.AttributeType_ATTRIBUTE_TYPE_FILE {
+		if !ok || !pluginrpc.OpenedByLauncher(a.GetType()) {
 			continue
 		}
 		attr := prefix + a.GetName()
 		var path *string
 		if err := json.Unmarshal(raw, &path); err != nil {
-			errs = append(errs, setting(attr, "want a path", err))
+			want := "want a path"
+			if a.GetType() == pluginv1.AttributeType_ATTRIBUTE_TYPE_TAP {
+				want = "want the name of an interface"
+			}
+			errs = append(errs, setting(attr, want, err))
 			continue
 		}
 		if path == nil || *path == "" {
 			continue
 		}
-		var fd int
-		var closer func() error
-		var err error
-		if listener {
-			fd, closer, err = openListener(*path)
-		} else {
-			fd, err = openFile(*path, a.GetFile(), members)
-			closer = func() error { return os.NewSyscallError("close", unix.Close(fd)) }
-		}
-		if err != nil {
-			errs = append(errs, setting(attr, "", err))
-			continue
-		}
-		f.Grants = append(f.Grants, pluginrpc.FileGrant{Attribute: attr, FD: fd})
-		f.closers = append(f.closers, closer)
+		errs = append(errs, f.openAttribute(schema, a, *path, members, prefix))
 	}
 	for _, b := range schema.GetBlocks() {
 		raw, ok := members[b.GetName()]
@@ -97,6 +88,29 @@ func (f *Files) openBlock(schema *pluginv1.Schema, members map[string]json.RawMe
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// openAttribute opens what attribute a names with path. members are those of its block, whose schema is s and path prefix.
+func (f *Files) openAttribute(s *pluginv1.Schema, a *pluginv1.Attribute, path string, members map[string]json.RawMessage, prefix string) error {
+	attr := prefix + a.GetName()
+	var fd int
+	var closer func() error
+	var err error
+	switch a.GetType() { //nolint:exhaustive // the others are not opened
+	case pluginv1.AttributeType_ATTRIBUTE_TYPE_TAP:
+		return f.openTap(s, a, path, members, prefix)
+	case pluginv1.AttributeType_ATTRIBUTE_TYPE_LISTENER:
+		fd, closer, err = openListener(path)
+	default:
+		fd, err = openFile(path, a.GetFile(), members)
+		closer = func() error { return os.NewSyscallError("close", unix.Close(fd)) }
+	}
+	if err != nil {
+		return setting(attr, "", err)
+	}
+	f.Grants = append(f.Grants, pluginrpc.FileGrant{Attribute: attr, FD: fd})
+	f.closers = append(f.closers, closer)
+	return nil
 }
 
 func setting(attr, message string, err error) error {

@@ -15,6 +15,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/virtplug/virtplug/core/pluginhost"
+	"github.com/virtplug/virtplug/core/tap/taptest"
 	"github.com/virtplug/virtplug/sdk/pluginrpc"
 	"github.com/virtplug/virtplug/sdk/virtio"
 )
@@ -27,7 +28,7 @@ func TestMain(m *testing.M) {
 		os.Exit(launcherMain(path))
 	}
 	dir, err := os.MkdirTemp("", "pluginhost-test-")
-	if err == nil {
+	if err == nil && !taptest.Inside() { // those tests start no plugin
 		buildDir = dir
 		var out []byte
 		//nolint:gosec // our own program

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -14,6 +15,7 @@ import (
 	"github.com/hashicorp/go-plugin/runner"
 
 	"github.com/virtplug/virtplug/sdk/pluginrpc"
+	pluginv1 "github.com/virtplug/virtplug/sdk/proto/v1"
 	"github.com/virtplug/virtplug/sdk/virtio"
 )
 
@@ -31,7 +33,8 @@ type Spec struct {
 	SHA256 string
 	// DeviceID is the device type that it must serve; 0: any.
 	DeviceID virtio.DeviceID
-	// Settings go to Configure. Files stay the caller's and must be open as long as Start may be called.
+	// Settings go to Configure. Files and State stay the caller's and must be open as long as Start may be called. A plugin without
+	// CAPABILITY_STATE does not get State.
 	Settings pluginrpc.Settings
 	// Log receives what the plugin writes to standard error, at a bounded rate; nil: nothing.
 	Log hclog.Logger
@@ -112,7 +115,7 @@ func (i *Instance) start(ctx context.Context) error {
 		return err
 	}
 	i.description = d
-	if i.offer, err = i.rpc.Configure(ctx, i.spec.Settings); err != nil {
+	if i.offer, err = i.rpc.Configure(ctx, settingsFor(i.spec.Settings, d)); err != nil {
 		return i.explain(ctx, err)
 	}
 	life, cancel := context.WithCancel(context.Background())
@@ -125,6 +128,14 @@ func (i *Instance) start(ctx context.Context) error {
 	i.workers.Go(func() { i.relay(events) })
 	i.workers.Go(i.watch)
 	return nil
+}
+
+// settingsFor is what of s a plugin with description d gets: one without CAPABILITY_STATE would not know what the descriptor is.
+func settingsFor(s pluginrpc.Settings, d *pluginv1.DescribeResponse) pluginrpc.Settings {
+	if !slices.Contains(d.GetCapabilities(), pluginv1.Capability_CAPABILITY_STATE) {
+		s.State = 0
+	}
+	return s
 }
 
 func (i *Instance) clientConfig(exe, child *os.File) *plugin.ClientConfig {

@@ -103,6 +103,8 @@ func (c *console) control(ports []controlPort, rowsFirst bool) {
 	c.ctl.rowsFirst = rowsFirst
 	c.ctl.guest = func(i int, open bool) { c.ports[i].open.set(open) }
 	c.ctl.refused = c.refused
+	c.ctl.save = c.save
+	c.ctl.exact = c.env.KeepsState() // a former instance would have left its state
 	for _, p := range c.ports {
 		p.inUse = c.ctl.found
 	}

@@ -45,6 +45,7 @@ var _ interface {
 	sdk.ConfigWriter
 	sdk.FeatureSetter
 	sdk.Resetter
+	sdk.StateRestorer
 	sdk.Commander
 	sdk.StatsReader
 	io.Closer
@@ -114,6 +115,7 @@ func (c *console) RunQueue(ctx context.Context, q *sdk.Queue) error {
 }
 
 func (c *console) runQueue(ctx context.Context, q queue, index int) error {
+	c.keep() // the sizes, and that the driver is known from its beginning
 	c.enter()
 	defer c.leave()
 	switch index {
@@ -182,7 +184,7 @@ func (c *console) receiveControl(ctx context.Context, q queue) error {
 			continue
 		}
 		n, _ := chain.Reader().Read(b[:]) // an empty one is a short message
-		c.ctl.handle(b[:n])
+		c.ctl.handle(b[:n])               // saved when it returns: what the driver sees as done is not forgotten
 		if err := q.Finish(chain); err != nil {
 			return err
 		}
@@ -223,6 +225,11 @@ func (c *console) sendOne(q queue, chain *virtq.Chain) error {
 		if _, err := w.Write(b); err != nil {
 			return fmt.Errorf("fill control buffer: %w", err)
 		}
+		if err := q.Finish(chain); err != nil {
+			return err
+		}
+		c.ctl.sent()
+		return nil
 	case need == 0: // the driver began anew meanwhile
 		if q.Unpop(chain) {
 			return nil
@@ -279,6 +286,9 @@ func (c *console) resize(port int, cols, rows uint16) {
 	changed := c.cols != cols || c.rows != rows
 	c.cols, c.rows = cols, rows
 	c.mu.Unlock()
+	if c.ctl == nil {
+		c.keep()
+	}
 	if changed {
 		c.env.ConfigChanged()
 	}

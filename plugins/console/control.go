@@ -54,14 +54,18 @@ type control struct {
 	refused func(port int)
 	// rowsFirst: RESIZE carries rows before columns, against 5.3.6.2, as many Linux drivers read it.
 	rowsFirst bool
+	// save keeps the state for an instance after this one; under mu, so in order. nil: nobody does.
+	save func(state []byte)
 
 	mu    sync.Mutex
 	ports []controlPort
 	// heard: the driver was heard of since the last reset, or evidence found that it went through DEVICE_READY with a
-	// former instance of this plugin.
-	heard  bool
-	unsent []message
-	counts controlCounters
+	// former instance of this plugin. exact: no evidence is needed, for this instance was there from the driver's beginning, or has
+	// the state of one that was.
+	heard, exact bool
+	unsent       []message
+	sending      *message // taken, and its buffer not finished
+	counts       controlCounters
 
 	// wake holds a token when unsent grew.
 	wake chan struct{}
@@ -79,6 +83,7 @@ func newControl(ports []controlPort) *control {
 func (c *control) handle(b []byte) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	defer c.keep()
 	c.counts.received++
 	if len(b) < virtio.ConsoleControlSize {
 		c.counts.ignored++
@@ -89,7 +94,7 @@ func (c *control) handle(b []byte) {
 		c.deviceReady(value)
 		return
 	}
-	if !c.heard { // it spoke with a former instance
+	if !c.heard && !c.exact { // it spoke with a former instance
 		c.resume()
 	}
 	if uint64(id) >= uint64(len(c.ports)) {
@@ -157,12 +162,13 @@ func (c *control) setGuest(i int, open bool) {
 func (c *control) found() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if !c.heard {
+	if !c.heard && !c.exact {
 		c.resume()
+		c.keep()
 	}
 }
 
-// resume is for a device whose driver shook hands with a former instance of this plugin: nobody told us what it said. The
+// resume is for a device whose driver shook hands with a former instance of this plugin that left no state. The
 // handshake is repeated, which drivers answer or ignore, and the ports are taken to be open, since a driver that has a
 // port open will not say so again.
 func (c *control) resume() {
@@ -182,11 +188,12 @@ func (c *control) reset() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.forget()
+	c.exact = true
 }
 
 func (c *control) forget() {
 	c.heard = false
-	c.unsent = nil
+	c.unsent, c.sending = nil, nil
 	for i := range c.ports {
 		c.setGuest(i, false)
 		c.ports[i].added, c.ports[i].ready = false, false
@@ -205,6 +212,7 @@ func (c *control) setHostOpen(i int, open bool) {
 	if p.ready {
 		c.sendOpen(i)
 	}
+	c.keep()
 }
 
 // resize sets a port's size, in characters.
@@ -216,6 +224,7 @@ func (c *control) resize(i int, cols, rows uint16) {
 	if p.ready && p.console {
 		c.sendSize(i)
 	}
+	c.keep()
 }
 
 func (c *control) sendSize(i int) {
@@ -223,12 +232,16 @@ func (c *control) sendSize(i int) {
 	if p.cols == 0 && p.rows == 0 {
 		return
 	}
+	c.send(i, virtio.ConsoleResize, 0, c.sizeOf(p))
+}
+
+// sizeOf is the payload of RESIZE.
+func (c *control) sizeOf(p *controlPort) []byte {
 	first, second := p.cols, p.rows
 	if c.rowsFirst {
 		first, second = second, first
 	}
-	payload := binary.LittleEndian.AppendUint16(nil, first)
-	c.send(i, virtio.ConsoleResize, 0, binary.LittleEndian.AppendUint16(payload, second))
+	return binary.LittleEndian.AppendUint16(binary.LittleEndian.AppendUint16(nil, first), second)
 }
 
 // sendOpen tells the host's side of port i. Two unsent ones (a close and an open) show the driver that something
@@ -279,7 +292,7 @@ func (c *control) pending() bool {
 }
 
 // take removes the oldest unsent message and returns its bytes. ok is false, and nothing removed, if there is none or it
-// is longer than room bytes; need is then its length, 0 for none.
+// is longer than room bytes; need is then its length, 0 for none. To be followed by sent when the driver has it.
 func (c *control) take(room int) (b []byte, need int, ok bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -290,9 +303,18 @@ func (c *control) take(room int) (b []byte, need int, ok bool) {
 	if len(b) > room {
 		return nil, len(b), false
 	}
-	c.unsent = c.unsent[1:]
+	m := c.unsent[0]
+	c.sending, c.unsent = &m, c.unsent[1:]
 	c.counts.sent++
 	return b, len(b), true
+}
+
+// sent tells that the driver has the message that take returned.
+func (c *control) sent() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.sending = nil
+	c.keep()
 }
 
 // counters returns the counts so far.

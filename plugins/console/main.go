@@ -12,8 +12,9 @@
 // Input is read from the host's end only when the driver has a buffer for it and has the port open, so nothing waits in
 // this process: what is not read survives its death.
 //
-// Which ports the guest has open is known from control messages only. An instance that takes over from another has not seen
-// them: it repeats the handshake and takes the ports to be open (see control.resume).
+// Which ports the guest has open is known from control messages only. They are kept in the device's state (state.go), so that an
+// instance that takes over from one that died continues exactly. Where the launcher keeps none, it repeats the handshake
+// and takes the ports to be open (see control.resume).
 package main
 
 import (
@@ -31,6 +32,7 @@ func plugin() sdk.Plugin[settings] {
 		Device:      virtio.IDConsole,
 		Description: "virtio console with several ports on terminals, pseudo-terminals, sockets and log files",
 		Legacy:      true,
+		State:       true,
 		Commands: []sdk.CommandSpec{{
 			Name: "resize", Description: "Change a console's size.", Args: resizeArgs{},
 		}},

@@ -1,8 +1,10 @@
 package devicetest
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"strings"
 	"sync"
@@ -240,6 +242,140 @@ func legacySample(d sdk.Device) Opener {
 	return InProcess(p)
 }
 
+// stateless is a device with a state, that does wrong with it.
+type stateless struct {
+	handler
+	env *sdk.Env
+	// forgets: it begins anew whatever it is given. refuses: it takes up nothing. haunts: it does not hear of resets.
+	forgets, refuses, haunts bool
+	// late: it saves nothing before the first chain; nothing is wrong with that.
+	late bool
+
+	mu sync.Mutex
+	n  byte
+}
+
+func (d *stateless) RunQueue(ctx context.Context, q *sdk.Queue) error {
+	save := func() {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		_ = d.env.SaveState([]byte{d.n})
+	}
+	if !d.late {
+		save()
+	}
+	return sdk.Serve(ctx, q, func(_ context.Context, q *sdk.Queue, c *virtq.Chain) error {
+		d.mu.Lock()
+		d.n++
+		d.mu.Unlock()
+		save()
+		return fills(q, c)
+	})
+}
+
+func (d *stateless) RestoreState(b []byte) error {
+	switch {
+	case d.refuses || len(b) != 1:
+		return errors.New("what is this")
+	case !d.forgets:
+		d.n = b[0]
+	}
+	return nil
+}
+
+func (d *stateless) Reset() error {
+	if !d.haunts {
+		d.n = 0
+	}
+	return nil
+}
+
+// regionAccess is a device's own way to the state region, past the SDK, which would not let it do wrong.
+type regionAccess struct {
+	Target
+	fd int
+
+	configured, stopped func()
+	features            func() error
+	noReset             bool
+}
+
+func (r *regionAccess) put(b []byte) { _, _ = unix.Pwrite(r.fd, b, 0) }
+
+func (r *regionAccess) get() []byte {
+	b := make([]byte, regionBytes)
+	_, _ = unix.Pread(r.fd, b, 0)
+	return b
+}
+
+func (r *regionAccess) Configure(ctx context.Context, s pluginrpc.Settings) (pluginrpc.Offer, error) {
+	if r.fd = s.State; r.configured != nil && r.fd != 0 {
+		r.configured()
+	}
+	return r.Target.Configure(ctx, s)
+}
+
+func (r *regionAccess) SetFeatures(ctx context.Context, f virtio.Features) ([]byte, error) {
+	if r.features != nil {
+		if err := r.features(); err != nil {
+			return nil, err
+		}
+	}
+	return r.Target.SetFeatures(ctx, f)
+}
+
+func (r *regionAccess) StopQueue(ctx context.Context, i int) (pluginrpc.QueueState, error) {
+	s, err := r.Target.StopQueue(ctx, i)
+	if r.stopped != nil {
+		r.stopped()
+	}
+	return s, err
+}
+
+func (r *regionAccess) Reset(ctx context.Context) error {
+	if r.noReset {
+		return nil
+	}
+	return r.Target.Reset(ctx)
+}
+
+// stateful makes instances of a device with a state, spoilt, behind what reaches the region.
+func stateful(spoil func(*stateless), access func(*regionAccess)) Opener {
+	p := sample(nil)
+	p.State, p.New = true, func(env *sdk.Env, _ sdk.NoConfig) (sdk.Device, error) {
+		d := &stateless{handler: fills, env: env}
+		if spoil != nil {
+			spoil(d)
+		}
+		return d, nil
+	}
+	return func(ctx context.Context, log hclog.Logger) (Target, error) {
+		target, err := InProcess(p)(ctx, log)
+		r := &regionAccess{Target: target}
+		if access != nil {
+			access(r)
+		}
+		return r, err
+	}
+}
+
+// The devices above do only one thing wrong each.
+func TestADeviceWithAStatePasses(t *testing.T) {
+	t.Parallel()
+	s, err := newSuite(t.Context(), stateful(nil, nil), Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range Cases() {
+		if !strings.HasPrefix(c.Name, "state/") {
+			continue
+		}
+		if r := s.run(t.Context(), c); r.Status != Pass {
+			t.Errorf("%s: %v: %s", c.Name, r.Status, r.Reason)
+		}
+	}
+}
+
 func device(d sdk.Device) Opener { return InProcess(sample(d)) }
 
 // broken lists devices that break one rule, the case that must find each, and what it says.
@@ -386,6 +522,29 @@ func broken(t *testing.T) []struct {
 				}
 			}
 		}), "recover/publishing", "resubmitted 0"},
+		{"forgets its state when it dies", stateful(func(d *stateless) { d.forgets = true }, nil), "state/killed", "as one that was told nothing"},
+		{"clears the region that it gets", stateful(func(d *stateless) { d.late = true }, func(r *regionAccess) { r.configured = func() { r.put(make([]byte, regionBytes)) } }),
+			"state/killed", "thrown the state of its predecessor away"},
+		{"saves without a check sum", stateful(nil, func(r *regionAccess) {
+			r.stopped = func() {
+				b := make([]byte, 32)
+				putSlot(b, 1000, []byte("x"))
+				b[12]++
+				r.put(b)
+			}
+		}), "state/killed", "check sum is wrong"},
+		{"refuses its own state", stateful(func(d *stateless) { d.refuses = true }, nil), "state/killed", "to continue with the state"},
+		{"keeps its state over a reset", stateful(nil, func(r *regionAccess) { r.noReset = true }), "state/reset", "after Reset the state region holds"},
+		{"saves the old state again after a reset", stateful(func(d *stateless) { d.haunts = true }, nil), "state/reset", "finds the state that its predecessor made"},
+		{"takes garbage for a state", stateful(nil, func(r *regionAccess) {
+			r.features = func() error {
+				if b := r.get(); !bytes.Equal(b, make([]byte, len(b))) {
+					return fmt.Errorf("cannot read my state: %w", pluginrpc.ErrFailed)
+				}
+				return nil
+			}
+		}), "state/garbage", "want it ignored"},
+		{"dies of a state that it does not know", Program(self, "DEVICETEST_PLUGIN=trusts"), "state/unknown", "SetFeatures"},
 		{"cannot be closed twice", with(func(w *wrong) { w.closeAgain = pluginrpc.ErrFailed }), "end/close", "the device failed"},
 	}
 }

@@ -11,6 +11,7 @@ const (
 	lifeCycle  = "plugin-protocol.md, Life cycle"
 	inflightMD = "plugin-protocol.md, In-flight tracking"
 	socketMD   = "plugin-protocol.md, The descriptor socket"
+	stateMD    = "plugin-protocol.md, Device state"
 )
 
 // Cases lists all cases, in the order in which they run.
@@ -56,6 +57,10 @@ func Cases() []Case {
 		{"recover/publishing", inflightMD, recoverPublishing},
 		{"recover/garbage", inflightMD, recoverGarbage},
 		{"recover/killed", inflightMD, recoverKilled},
+		{"state/killed", stateMD, stateKilled},
+		{"state/reset", stateMD, stateReset},
+		{"state/garbage", stateMD, stateGarbage},
+		{"state/unknown", stateMD, stateUnknown},
 		{"tokens/misused", socketMD, tokensMisused},
 		{"tokens/never", socketMD, tokenNeverComes},
 		{"leaks/start-stop", "design: a device runs for years", leaks},

@@ -67,6 +67,7 @@ func (p *prepared) block(schema *pluginv1.Schema, members map[string]any, prefix
 		if !text || path == "" {
 			continue
 		}
+		var opened []*os.File
 		var f *os.File
 		var err error
 		switch a.GetType() { //nolint:exhaustive // the others are no files
@@ -74,14 +75,22 @@ func (p *prepared) block(schema *pluginv1.Schema, members map[string]any, prefix
 			f, err = open(path, a.GetFile(), members)
 		case pluginv1.AttributeType_ATTRIBUTE_TYPE_LISTENER:
 			f, err = p.listen(path)
+		case pluginv1.AttributeType_ATTRIBUTE_TYPE_TAP:
+			opened, path, err = taps(schema, a, path, members)
+			members[a.GetName()] = path
 		default:
 			continue
 		}
 		if err != nil {
 			return fmt.Errorf("setting %s: %w", prefix+a.GetName(), err)
 		}
-		p.files = append(p.files, f)
-		p.settings.Files = append(p.settings.Files, pluginrpc.FileGrant{Attribute: prefix + a.GetName(), FD: int(f.Fd())})
+		if f != nil {
+			opened = append(opened, f)
+		}
+		for _, f := range opened {
+			p.files = append(p.files, f)
+			p.settings.Files = append(p.settings.Files, pluginrpc.FileGrant{Attribute: prefix + a.GetName(), FD: int(f.Fd())})
+		}
 	}
 	for _, b := range schema.GetBlocks() {
 		items, _ := members[b.GetName()].([]any)

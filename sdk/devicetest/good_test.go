@@ -3,9 +3,12 @@ package devicetest_test
 import (
 	"context"
 	"crypto/rand"
+	"encoding/binary"
+	"errors"
 	"io"
 	"os"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/virtplug/virtplug/sdk"
@@ -23,6 +26,12 @@ func TestMain(m *testing.M) {
 		os.Exit(m.Run())
 	case "panics":
 		sdk.Main(pluginOf(panics{}))
+	case "keeps", "trusts":
+		p := pluginOf(nil)
+		p.State, p.New = true, func(env *sdk.Env, _ sdk.NoConfig) (sdk.Device, error) {
+			return &keeps{env: env, trusts: name == "trusts"}, nil
+		}
+		sdk.Main(p)
 	default:
 		sdk.Main(pluginOf(good{}))
 	}
@@ -45,6 +54,41 @@ func (good) HandleChain(_ context.Context, _ *sdk.Queue, c *virtq.Chain) error {
 	w := c.Writer()
 	_, err := io.CopyN(w, rand.Reader, int64(w.Len()))
 	return err
+}
+
+// keeps is a device that counts chains, over deaths.
+type keeps struct {
+	good
+
+	env    *sdk.Env
+	mu     sync.Mutex
+	n      uint64
+	trusts bool
+}
+
+func (k *keeps) HandleChain(ctx context.Context, q *sdk.Queue, c *virtq.Chain) error {
+	k.mu.Lock()
+	k.n++
+	err := k.env.SaveState(binary.BigEndian.AppendUint64(nil, k.n))
+	k.mu.Unlock()
+	return errors.Join(err, k.good.HandleChain(ctx, q, c))
+}
+
+func (k *keeps) RestoreState(b []byte) error {
+	if k.trusts {
+		go func() { k.n = binary.BigEndian.Uint64(b) }() // where no panic is caught
+		return nil
+	}
+	if len(b) != 8 {
+		return errors.New("a count has 8 bytes")
+	}
+	k.n = binary.BigEndian.Uint64(b)
+	return nil
+}
+
+func (k *keeps) Reset() error {
+	k.n = 0
+	return nil
 }
 
 // panics dies of a chain that is longer than it likes: what a hostile driver finds.
@@ -76,6 +120,15 @@ func skipAllBut(prefix string) map[string]string {
 		}
 	}
 	return skip
+}
+
+func TestAGoodProgramWithAStatePasses(t *testing.T) {
+	t.Parallel()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	devicetest.RunTarget(t, devicetest.Program(self, asPlugin+"=keeps"), devicetest.Options{Skip: skipAllBut("state/")})
 }
 
 func TestAGoodProgramPasses(t *testing.T) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -206,6 +207,8 @@ type runner struct {
 	cleanups []func()
 	log      tail
 	logger   hclog.Logger
+	// region is the state region that instances are configured with; nil: none.
+	region *os.File
 }
 
 func (t *runner) protect(f func()) {
@@ -293,7 +296,11 @@ func (t *runner) opened() Target {
 func (t *runner) configure(target Target) pluginrpc.Offer {
 	ctx, cancel := t.limited()
 	defer cancel()
-	offer, err := target.Configure(ctx, t.prepared.settings)
+	s := t.prepared.settings
+	if t.region != nil {
+		s.State = int(t.region.Fd())
+	}
+	offer, err := target.Configure(ctx, s)
 	t.must("Configure", err)
 	return offer
 }

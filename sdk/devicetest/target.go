@@ -82,6 +82,12 @@ func (p *inProcess) Configure(ctx context.Context, s pluginrpc.Settings) (plugin
 		files = append(files, pluginrpc.FileGrant{Attribute: f.Attribute, FD: fd})
 	}
 	s.Files = files
+	if s.State != 0 {
+		var err error
+		if s.State, err = dup(s.State); err != nil {
+			return pluginrpc.Offer{}, err
+		}
+	}
 	o, err := p.Service.Configure(ctx, s)
 	return o, across("Configure", err)
 }

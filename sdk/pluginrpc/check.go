@@ -140,6 +140,9 @@ func checkSchema(s *pluginv1.Schema, depth int, items *int) error {
 		if ro := a.GetFile().GetReadOnlyIf(); ro != "" && names[ro].GetType() != pluginv1.AttributeType_ATTRIBUTE_TYPE_BOOL {
 			return fmt.Errorf("attribute %s: read_only_if %q: no boolean attribute of this block", a.GetName(), clip(ro))
 		}
+		if err := checkTapAccess(a.GetTap(), names); err != nil {
+			return fmt.Errorf("attribute %s: %w", a.GetName(), err)
+		}
 	}
 	for _, b := range s.GetBlocks() {
 		if !ValidMember(b.GetName()) || names[b.GetName()] != nil {
@@ -169,12 +172,14 @@ func checkAttribute(a *pluginv1.Attribute) error {
 	if _, ok := pluginv1.AttributeType_name[int32(a.GetType())]; !ok || a.GetType() == pluginv1.AttributeType_ATTRIBUTE_TYPE_UNSPECIFIED {
 		return fmt.Errorf("unknown type %d", a.GetType())
 	}
-	isFile := a.GetType() == pluginv1.AttributeType_ATTRIBUTE_TYPE_FILE
+	isTap := a.GetType() == pluginv1.AttributeType_ATTRIBUTE_TYPE_TAP
 	switch {
-	case a.GetFile() != nil && !isFile && a.GetType() != pluginv1.AttributeType_ATTRIBUTE_TYPE_LISTENER:
+	case a.GetFile() != nil && (isTap || !OpenedByLauncher(a.GetType())):
 		return errors.New("file access for what is no file")
-	case a.GetDefaultJson() != "" && (isFile || a.GetType() == pluginv1.AttributeType_ATTRIBUTE_TYPE_LISTENER):
-		return errors.New("a file has no default")
+	case a.GetTap() != nil && !isTap:
+		return errors.New("tap access for what is no tap")
+	case a.GetDefaultJson() != "" && OpenedByLauncher(a.GetType()):
+		return errors.New("what the launcher opens has no default")
 	case a.GetDefaultJson() != "" && (len(a.GetDefaultJson()) > maxMessage || !json.Valid([]byte(a.GetDefaultJson()))):
 		return errors.New("default: not JSON, or too long")
 	case a.GetDefaultSeveralJson() != "" && (a.GetDefaultJson() == "" || len(a.GetDefaultSeveralJson()) > maxMessage || !json.Valid([]byte(a.GetDefaultSeveralJson()))):
@@ -183,13 +188,45 @@ func checkAttribute(a *pluginv1.Attribute) error {
 		return fmt.Errorf("min %d > max %d", a.GetMin(), a.GetMax())
 	case len(a.GetOneOf()) > maxOneOf:
 		return errors.New("too many values in one_of")
+	case len(a.GetPathPrefixes()) > maxOneOf:
+		return errors.New("too many path prefixes")
+	case len(a.GetPathPrefixes()) > 0 && a.GetType() != pluginv1.AttributeType_ATTRIBUTE_TYPE_STRING:
+		return errors.New("path prefixes for what is no string")
 	}
-	for _, v := range a.GetOneOf() {
-		if err := checkText("one_of", v); err != nil {
+	for _, v := range slices.Concat(a.GetOneOf(), a.GetPathPrefixes()) {
+		if err := checkText("one_of or path_prefixes", v); err != nil {
 			return err
 		}
 	}
 	return checkText("description", a.GetDescription())
+}
+
+// OpenedByLauncher tells whether attributes of type t stand for descriptors that the launcher passes.
+func OpenedByLauncher(t pluginv1.AttributeType) bool {
+	switch t { //nolint:exhaustive // the others are plain values
+	case pluginv1.AttributeType_ATTRIBUTE_TYPE_FILE, pluginv1.AttributeType_ATTRIBUTE_TYPE_LISTENER, pluginv1.AttributeType_ATTRIBUTE_TYPE_TAP:
+		return true
+	}
+	return false
+}
+
+// checkTapAccess checks that the attributes which t names are there, with the right types. names are those of t's block.
+func checkTapAccess(t *pluginv1.TapAccess, names map[string]*pluginv1.Attribute) error {
+	for _, n := range []struct {
+		key, name string
+		want      pluginv1.AttributeType
+	}{
+		{"queue_pairs", t.GetQueuePairs(), pluginv1.AttributeType_ATTRIBUTE_TYPE_INT},
+		{"bridge", t.GetBridge(), pluginv1.AttributeType_ATTRIBUTE_TYPE_STRING},
+		{"addresses", t.GetAddresses(), pluginv1.AttributeType_ATTRIBUTE_TYPE_STRING_LIST},
+		{"mtu", t.GetMtu(), pluginv1.AttributeType_ATTRIBUTE_TYPE_INT},
+	} {
+		if n.name != "" && names[n.name].GetType() != n.want {
+			kind := strings.ToLower(strings.TrimPrefix(n.want.String(), "ATTRIBUTE_TYPE_"))
+			return fmt.Errorf("tap: %s=%s: no attribute of type %s in this block", n.key, clip(n.name), kind)
+		}
+	}
+	return nil
 }
 
 func checkText(what, s string) error {

@@ -143,9 +143,21 @@ func TestADescriptionThatBreaksTheContractIsRefused(t *testing.T) {
 		"attribute name":   func(d *pluginv1.DescribeResponse) { d.Schema.Attributes[0].Name = "A" },
 		"attribute type":   func(d *pluginv1.DescribeResponse) { d.Schema.Attributes[0].Type = 99 },
 		"default":          func(d *pluginv1.DescribeResponse) { d.Schema.Attributes[0].DefaultJson = "{" },
-		"deep schema":      func(d *pluginv1.DescribeResponse) { d.Schema = deep },
-		"command name":     func(d *pluginv1.DescribeResponse) { d.Commands = []*pluginv1.CommandSpec{{Name: "a b"}} },
-		"command twice":    func(d *pluginv1.DescribeResponse) { d.Commands = []*pluginv1.CommandSpec{{Name: "a"}, {Name: "a"}} },
+		"default of a tap": func(d *pluginv1.DescribeResponse) {
+			d.Schema.Attributes[0].Type = pluginv1.AttributeType_ATTRIBUTE_TYPE_TAP
+		},
+		"tap of a string": func(d *pluginv1.DescribeResponse) { d.Schema.Attributes[0].Tap = &pluginv1.TapAccess{} },
+		"file of a tap": func(d *pluginv1.DescribeResponse) {
+			d.Schema.Attributes[0] = &pluginv1.Attribute{Name: "a", Type: pluginv1.AttributeType_ATTRIBUTE_TYPE_TAP, File: &pluginv1.FileAccess{}}
+		},
+		"tap of another type": func(d *pluginv1.DescribeResponse) {
+			d.Schema.Attributes = append(d.Schema.Attributes, &pluginv1.Attribute{
+				Name: "t", Type: pluginv1.AttributeType_ATTRIBUTE_TYPE_TAP, Tap: &pluginv1.TapAccess{Mtu: "a"},
+			})
+		},
+		"deep schema":   func(d *pluginv1.DescribeResponse) { d.Schema = deep },
+		"command name":  func(d *pluginv1.DescribeResponse) { d.Commands = []*pluginv1.CommandSpec{{Name: "a b"}} },
+		"command twice": func(d *pluginv1.DescribeResponse) { d.Commands = []*pluginv1.CommandSpec{{Name: "a"}, {Name: "a"}} },
 	} {
 		d := good()
 		change(d)

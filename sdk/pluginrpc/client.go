@@ -96,12 +96,19 @@ func (c *Client) Configure(ctx context.Context, s Settings) (Offer, error) {
 		us := uint32(min(max(s.BusyPoll, 0), maxBusyPoll) / time.Microsecond)
 		req.BusyPollUs = &us
 	}
-	if len(s.Files) > 0 {
-		fds := make([]int, len(s.Files))
-		for i, f := range s.Files {
-			fds[i] = f.FD
-			req.Files = append(req.Files, &pluginv1.FileGrant{Attribute: f.Attribute, Index: uint32(i)})
-		}
+	if s.Identity != [16]byte{} {
+		req.Identity = s.Identity[:]
+	}
+	fds := make([]int, len(s.Files), len(s.Files)+1)
+	for i, f := range s.Files {
+		fds[i] = f.FD
+		req.Files = append(req.Files, &pluginv1.FileGrant{Attribute: f.Attribute, Index: uint32(i)})
+	}
+	if s.State != 0 {
+		at := uint32(len(fds)) //nolint:gosec // at most fdpass.MaxFDs
+		req.State, fds = &at, append(fds, s.State)
+	}
+	if len(fds) > 0 {
 		var err error
 		if req.Descriptors, err = c.send(ctx, "Configure", fds); err != nil {
 			return Offer{}, err

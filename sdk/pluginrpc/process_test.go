@@ -280,7 +280,7 @@ func TestDescribeNeedsNoHost(t *testing.T) {
 	t.Parallel()
 	out, errOut, status := runByHand(t, "describe")
 	d, err := pluginrpc.ParseDescription([]byte(out))
-	if err != nil || status != 0 || errOut != "" || d.GetName() != "mirror" || len(d.GetCommands()) != 6 {
+	if err != nil || status != 0 || errOut != "" || d.GetName() != "mirror" || len(d.GetCommands()) != 8 {
 		t.Errorf("status %d, %q, %v: %v", status, errOut, err, d)
 	}
 	if again, _, _ := runByHand(t, "describe"); again != out {

@@ -104,20 +104,16 @@ func (s *Server) Configure(ctx context.Context, r *pluginv1.ConfigureRequest) (*
 			st.BusyPoll = -1
 		}
 	}
-	if r.GetDescriptors() != nil || len(r.GetFiles()) > 0 {
-		fds, err := s.take(ctx, r.GetDescriptors(), len(r.GetFiles()))
-		if err != nil {
-			return nil, ToStatus(fmt.Errorf("configure: %w", err))
-		}
-		seen := make(map[uint32]bool)
-		for _, f := range r.GetFiles() {
-			if uint64(f.GetIndex()) >= uint64(len(fds)) || seen[f.GetIndex()] {
-				closeAll(fds)
-				return nil, ToStatus(fmt.Errorf("configure: file %s: %w: index %d out of range or used twice", f.GetAttribute(), ErrInvalid, f.GetIndex()))
-			}
-			seen[f.GetIndex()] = true
-			st.Files = append(st.Files, FileGrant{Attribute: f.GetAttribute(), FD: fds[f.GetIndex()]})
-		}
+	if err := s.takeGrants(ctx, r, &st); err != nil { // first: whatever is wrong, the descriptors have come
+		return nil, ToStatus(fmt.Errorf("configure: %w", err))
+	}
+	switch id := r.GetIdentity(); len(id) {
+	case 0:
+	case len(st.Identity):
+		copy(st.Identity[:], id)
+	default:
+		closeGrants(&st)
+		return nil, ToStatus(fmt.Errorf("configure: %w: identity of %d bytes: want %d", ErrInvalid, len(id), len(st.Identity)))
 	}
 	o, err := s.svc.Configure(ctx, st)
 	if err != nil {
@@ -128,6 +124,53 @@ func (s *Server) Configure(ctx context.Context, r *pluginv1.ConfigureRequest) (*
 		resp.QueueSizes = append(resp.QueueSizes, uint32(n))
 	}
 	return resp, nil
+}
+
+// takeGrants fetches the descriptors of a ConfigureRequest; after an error it has closed them.
+func (s *Server) takeGrants(ctx context.Context, r *pluginv1.ConfigureRequest, st *Settings) error {
+	want := len(r.GetFiles())
+	if r.State != nil {
+		want++
+	}
+	if r.GetDescriptors() == nil && want == 0 {
+		return nil
+	}
+	fds, err := s.take(ctx, r.GetDescriptors(), want)
+	if err != nil {
+		return err
+	}
+	seen := make(map[uint32]bool)
+	grant := func(what string, index uint32) (int, error) {
+		if uint64(index) >= uint64(len(fds)) || seen[index] {
+			closeAll(fds)
+			return -1, fmt.Errorf("%s: %w: index %d out of range or used twice", what, ErrInvalid, index)
+		}
+		seen[index] = true
+		return fds[index], nil
+	}
+	for _, f := range r.GetFiles() {
+		fd, err := grant("file "+f.GetAttribute(), f.GetIndex())
+		if err != nil {
+			return err
+		}
+		st.Files = append(st.Files, FileGrant{Attribute: f.GetAttribute(), FD: fd})
+	}
+	if r.State != nil {
+		if st.State, err = grant("state region", r.GetState()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// closeGrants closes what takeGrants fetched.
+func closeGrants(st *Settings) {
+	for _, f := range st.Files {
+		_ = unix.Close(f.FD)
+	}
+	if st.State != 0 {
+		_ = unix.Close(st.State)
+	}
 }
 
 // SetFeatures implements the RPC.

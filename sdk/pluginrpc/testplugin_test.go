@@ -27,7 +27,10 @@ func TestMain(m *testing.M) {
 	if os.Getenv(asPlugin) != "" {
 		sdk.Main(sdk.Plugin[mirrorConfig]{
 			Name: "mirror", Version: "1.2.3", Device: virtio.IDEntropy, Description: "Answers what it reads, reversed.", New: newMirror,
+			State: true,
 			Commands: []sdk.CommandSpec{
+				{Name: "keep", Description: "Saves a state.", Args: keepArgs{}},
+				{Name: "kept", Description: "Tells what state it has, and who it is."},
 				{Name: "grow", Description: "Changes the configuration space.", Args: growArgs{}},
 				{Name: "release", Description: "Finishes held chains."},
 				{Name: "panic"}, {Name: "fail"}, {Name: "flood"}, {Name: "exit"},
@@ -54,6 +57,10 @@ type growArgs struct {
 	By int `config:"by,required" min:"1"`
 }
 
+type keepArgs struct {
+	State string `config:"state,required"`
+}
+
 // mirror writes each chain's readable bytes, reversed, into its writable part.
 type mirror struct {
 	env *sdk.Env
@@ -64,6 +71,7 @@ type mirror struct {
 	features virtio.Features
 	resets   uint64
 	held     []func() error
+	state    string
 }
 
 func newMirror(env *sdk.Env, cfg mirrorConfig) (sdk.Device, error) {
@@ -141,9 +149,20 @@ func (m *mirror) SetFeatures(f virtio.Features) error {
 	return nil
 }
 
+func (m *mirror) RestoreState(b []byte) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if string(b) == "unknown" {
+		return errors.New("a state that this version does not know")
+	}
+	m.state = string(b)
+	return nil
+}
+
 func (m *mirror) Reset() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	m.state = ""
 	m.resets++
 	return nil
 }
@@ -156,6 +175,19 @@ func (m *mirror) Statistics() map[string]uint64 {
 
 func (m *mirror) Command(_ context.Context, name string, args json.RawMessage) (any, error) {
 	switch name {
+	case "keep":
+		a, err := sdk.DecodeArgs[keepArgs](args)
+		if err != nil {
+			return nil, err
+		}
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		m.state = a.State
+		return nil, m.env.SaveState([]byte(a.State))
+	case "kept":
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		return map[string]string{"state": m.state, "identity": fmt.Sprintf("%x", m.env.Identity)}, nil
 	case "grow":
 		a, err := sdk.DecodeArgs[growArgs](args)
 		if err != nil {

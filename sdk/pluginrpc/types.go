@@ -27,6 +27,11 @@ type Settings struct {
 	// BusyPoll is how long a queue looks for more work before it sleeps, in whole microseconds; 0: the plugin's own default;
 	// negative: not at all.
 	BusyPoll time.Duration
+	// Identity is 16 bytes that name this device, the same in every run of the VM on this host; all zero: none is known.
+	Identity [16]byte
+	// State is the descriptor of the state region (docs/plugin-protocol.md, "Device state"), for plugins with CAPABILITY_STATE;
+	// 0: none. It stays the caller's.
+	State int
 }
 
 // FileGrant is one opened file of Settings.

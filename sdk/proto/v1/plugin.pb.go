@@ -53,6 +53,9 @@ const (
 	// The plugin serves drivers that did not accept VIRTIO_F_VERSION_1 too (VIRTIO 1.2, the "Legacy interface" sections): legacy
 	// layouts of requests and configuration space, little-endian. Virtqueues are the same; StartQueue names their areas.
 	Capability_CAPABILITY_LEGACY Capability = 4
+	// The plugin keeps what the driver told the device in the state region (ConfigureRequest.state), so that a new instance continues
+	// with it (docs/plugin-protocol.md, "Device state").
+	Capability_CAPABILITY_STATE Capability = 5
 )
 
 // Enum value maps for Capability.
@@ -63,6 +66,7 @@ var (
 		2: "CAPABILITY_INFLIGHT",
 		3: "CAPABILITY_COMMAND",
 		4: "CAPABILITY_LEGACY",
+		5: "CAPABILITY_STATE",
 	}
 	Capability_value = map[string]int32{
 		"CAPABILITY_UNSPECIFIED":  0,
@@ -70,6 +74,7 @@ var (
 		"CAPABILITY_INFLIGHT":     2,
 		"CAPABILITY_COMMAND":      3,
 		"CAPABILITY_LEGACY":       4,
+		"CAPABILITY_STATE":        5,
 	}
 )
 
@@ -120,21 +125,27 @@ const (
 	AttributeType_ATTRIBUTE_TYPE_LISTENER AttributeType = 8
 	// JSON number.
 	AttributeType_ATTRIBUTE_TYPE_FLOAT AttributeType = 9
+	// The name of a tap interface, which may end in "%d" for the first free number, or the path of a macvtap interface's device. The
+	// launcher opens it, or makes it, with IFF_NO_PI and IFF_VNET_HDR, a header of 12 bytes and little-endian fields, and passes one
+	// non-blocking descriptor for each queue pair, as FileGrants of the same attribute, in order. It keeps the interface while the VM
+	// runs, whatever becomes of the plugin. JSON: the interface's real name.
+	AttributeType_ATTRIBUTE_TYPE_TAP AttributeType = 10
 )
 
 // Enum value maps for AttributeType.
 var (
 	AttributeType_name = map[int32]string{
-		0: "ATTRIBUTE_TYPE_UNSPECIFIED",
-		1: "ATTRIBUTE_TYPE_STRING",
-		2: "ATTRIBUTE_TYPE_BOOL",
-		3: "ATTRIBUTE_TYPE_INT",
-		4: "ATTRIBUTE_TYPE_SIZE",
-		5: "ATTRIBUTE_TYPE_DURATION",
-		6: "ATTRIBUTE_TYPE_STRING_LIST",
-		7: "ATTRIBUTE_TYPE_FILE",
-		8: "ATTRIBUTE_TYPE_LISTENER",
-		9: "ATTRIBUTE_TYPE_FLOAT",
+		0:  "ATTRIBUTE_TYPE_UNSPECIFIED",
+		1:  "ATTRIBUTE_TYPE_STRING",
+		2:  "ATTRIBUTE_TYPE_BOOL",
+		3:  "ATTRIBUTE_TYPE_INT",
+		4:  "ATTRIBUTE_TYPE_SIZE",
+		5:  "ATTRIBUTE_TYPE_DURATION",
+		6:  "ATTRIBUTE_TYPE_STRING_LIST",
+		7:  "ATTRIBUTE_TYPE_FILE",
+		8:  "ATTRIBUTE_TYPE_LISTENER",
+		9:  "ATTRIBUTE_TYPE_FLOAT",
+		10: "ATTRIBUTE_TYPE_TAP",
 	}
 	AttributeType_value = map[string]int32{
 		"ATTRIBUTE_TYPE_UNSPECIFIED": 0,
@@ -147,6 +158,7 @@ var (
 		"ATTRIBUTE_TYPE_FILE":        7,
 		"ATTRIBUTE_TYPE_LISTENER":    8,
 		"ATTRIBUTE_TYPE_FLOAT":       9,
+		"ATTRIBUTE_TYPE_TAP":         10,
 	}
 )
 
@@ -397,8 +409,14 @@ type Attribute struct {
 	// JSON text of the value that holds instead of default_json in a VM with several devices of the plugin; empty: default_json.
 	// Of attributes outside blocks only.
 	DefaultSeveralJson string `protobuf:"bytes,10,opt,name=default_several_json,json=defaultSeveralJson,proto3" json:"default_several_json,omitempty"`
-	unknownFields      protoimpl.UnknownFields
-	sizeCache          protoimpl.SizeCache
+	// For ATTRIBUTE_TYPE_TAP: how the launcher makes it.
+	Tap *TapAccess `protobuf:"bytes,11,opt,name=tap,proto3" json:"tap,omitempty"`
+	// For ATTRIBUTE_TYPE_STRING: what comes behind one of these prefixes, such as "unix:", is a path. A relative one is relative to the
+	// configuration file (on a command line: to the working directory); the plugin gets it absolute, for it runs elsewhere.
+	// A path that begins with "@" is a name of an abstract socket and stays as it is.
+	PathPrefixes  []string `protobuf:"bytes,12,rep,name=path_prefixes,json=pathPrefixes,proto3" json:"path_prefixes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Attribute) Reset() {
@@ -501,6 +519,93 @@ func (x *Attribute) GetDefaultSeveralJson() string {
 	return ""
 }
 
+func (x *Attribute) GetTap() *TapAccess {
+	if x != nil {
+		return x.Tap
+	}
+	return nil
+}
+
+func (x *Attribute) GetPathPrefixes() []string {
+	if x != nil {
+		return x.PathPrefixes
+	}
+	return nil
+}
+
+// TapAccess names attributes of the same block that say how a tap is made. Empty: none.
+type TapAccess struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// An integer: how many queues (IFF_MULTI_QUEUE if more than 1).
+	QueuePairs string `protobuf:"bytes,1,opt,name=queue_pairs,json=queuePairs,proto3" json:"queue_pairs,omitempty"`
+	// A string: the bridge to attach the interface to; empty: none.
+	Bridge string `protobuf:"bytes,2,opt,name=bridge,proto3" json:"bridge,omitempty"`
+	// A list of strings: the host's addresses on the interface, "192.168.19.1/24".
+	Addresses string `protobuf:"bytes,3,opt,name=addresses,proto3" json:"addresses,omitempty"`
+	// An integer: the interface's MTU; 0: as it is. JSON: the MTU that it has in the end, or the most that the attribute takes.
+	Mtu           string `protobuf:"bytes,4,opt,name=mtu,proto3" json:"mtu,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TapAccess) Reset() {
+	*x = TapAccess{}
+	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TapAccess) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TapAccess) ProtoMessage() {}
+
+func (x *TapAccess) ProtoReflect() protoreflect.Message {
+	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TapAccess.ProtoReflect.Descriptor instead.
+func (*TapAccess) Descriptor() ([]byte, []int) {
+	return file_sdk_proto_v1_plugin_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *TapAccess) GetQueuePairs() string {
+	if x != nil {
+		return x.QueuePairs
+	}
+	return ""
+}
+
+func (x *TapAccess) GetBridge() string {
+	if x != nil {
+		return x.Bridge
+	}
+	return ""
+}
+
+func (x *TapAccess) GetAddresses() string {
+	if x != nil {
+		return x.Addresses
+	}
+	return ""
+}
+
+func (x *TapAccess) GetMtu() string {
+	if x != nil {
+		return x.Mtu
+	}
+	return ""
+}
+
 // FileAccess says how a file is opened. O_CLOEXEC and O_NOCTTY always; directories are always refused.
 type FileAccess struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -521,7 +626,7 @@ type FileAccess struct {
 
 func (x *FileAccess) Reset() {
 	*x = FileAccess{}
-	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[4]
+	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -533,7 +638,7 @@ func (x *FileAccess) String() string {
 func (*FileAccess) ProtoMessage() {}
 
 func (x *FileAccess) ProtoReflect() protoreflect.Message {
-	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[4]
+	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -546,7 +651,7 @@ func (x *FileAccess) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FileAccess.ProtoReflect.Descriptor instead.
 func (*FileAccess) Descriptor() ([]byte, []int) {
-	return file_sdk_proto_v1_plugin_proto_rawDescGZIP(), []int{4}
+	return file_sdk_proto_v1_plugin_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *FileAccess) GetWrite() bool {
@@ -609,7 +714,7 @@ type Block struct {
 
 func (x *Block) Reset() {
 	*x = Block{}
-	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[5]
+	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -621,7 +726,7 @@ func (x *Block) String() string {
 func (*Block) ProtoMessage() {}
 
 func (x *Block) ProtoReflect() protoreflect.Message {
-	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[5]
+	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -634,7 +739,7 @@ func (x *Block) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Block.ProtoReflect.Descriptor instead.
 func (*Block) Descriptor() ([]byte, []int) {
-	return file_sdk_proto_v1_plugin_proto_rawDescGZIP(), []int{5}
+	return file_sdk_proto_v1_plugin_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Block) GetName() string {
@@ -691,7 +796,7 @@ type CommandSpec struct {
 
 func (x *CommandSpec) Reset() {
 	*x = CommandSpec{}
-	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[6]
+	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -703,7 +808,7 @@ func (x *CommandSpec) String() string {
 func (*CommandSpec) ProtoMessage() {}
 
 func (x *CommandSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[6]
+	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -716,7 +821,7 @@ func (x *CommandSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommandSpec.ProtoReflect.Descriptor instead.
 func (*CommandSpec) Descriptor() ([]byte, []int) {
-	return file_sdk_proto_v1_plugin_proto_rawDescGZIP(), []int{6}
+	return file_sdk_proto_v1_plugin_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *CommandSpec) GetName() string {
@@ -753,7 +858,7 @@ type Descriptors struct {
 
 func (x *Descriptors) Reset() {
 	*x = Descriptors{}
-	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[7]
+	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -765,7 +870,7 @@ func (x *Descriptors) String() string {
 func (*Descriptors) ProtoMessage() {}
 
 func (x *Descriptors) ProtoReflect() protoreflect.Message {
-	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[7]
+	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -778,7 +883,7 @@ func (x *Descriptors) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Descriptors.ProtoReflect.Descriptor instead.
 func (*Descriptors) Descriptor() ([]byte, []int) {
-	return file_sdk_proto_v1_plugin_proto_rawDescGZIP(), []int{7}
+	return file_sdk_proto_v1_plugin_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Descriptors) GetToken() uint64 {
@@ -808,14 +913,19 @@ type ConfigureRequest struct {
 	WithheldFeatures uint64 `protobuf:"varint,5,opt,name=withheld_features,json=withheldFeatures,proto3" json:"withheld_features,omitempty"`
 	// How long a queue may look for more work before it sleeps, in microseconds; 0: not at all. Absent: the plugin's own
 	// default. Never while the queue is idle.
-	BusyPollUs    *uint32 `protobuf:"varint,6,opt,name=busy_poll_us,json=busyPollUs,proto3,oneof" json:"busy_poll_us,omitempty"`
+	BusyPollUs *uint32 `protobuf:"varint,6,opt,name=busy_poll_us,json=busyPollUs,proto3,oneof" json:"busy_poll_us,omitempty"`
+	// 16 bytes that name this device: the same in every run on this host of a VM that has a name, different for every other device. Addresses
+	// that must be unique are derived from it. Absent: none is known.
+	Identity []byte `protobuf:"bytes,7,opt,name=identity,proto3" json:"identity,omitempty"`
+	// Which descriptor of `descriptors` is the state region, a memfd; absent: none. Given to plugins with CAPABILITY_STATE.
+	State         *uint32 `protobuf:"varint,8,opt,name=state,proto3,oneof" json:"state,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ConfigureRequest) Reset() {
 	*x = ConfigureRequest{}
-	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[8]
+	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -827,7 +937,7 @@ func (x *ConfigureRequest) String() string {
 func (*ConfigureRequest) ProtoMessage() {}
 
 func (x *ConfigureRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[8]
+	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -840,7 +950,7 @@ func (x *ConfigureRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfigureRequest.ProtoReflect.Descriptor instead.
 func (*ConfigureRequest) Descriptor() ([]byte, []int) {
-	return file_sdk_proto_v1_plugin_proto_rawDescGZIP(), []int{8}
+	return file_sdk_proto_v1_plugin_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ConfigureRequest) GetDeviceName() string {
@@ -885,7 +995,21 @@ func (x *ConfigureRequest) GetBusyPollUs() uint32 {
 	return 0
 }
 
-// FileGrant ties one descriptor to the attribute it was opened for.
+func (x *ConfigureRequest) GetIdentity() []byte {
+	if x != nil {
+		return x.Identity
+	}
+	return nil
+}
+
+func (x *ConfigureRequest) GetState() uint32 {
+	if x != nil && x.State != nil {
+		return *x.State
+	}
+	return 0
+}
+
+// FileGrant ties one descriptor to the attribute it was opened for. Only a tap has several.
 type FileGrant struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The attribute's path in config_json: "path", "port.0.socket".
@@ -898,7 +1022,7 @@ type FileGrant struct {
 
 func (x *FileGrant) Reset() {
 	*x = FileGrant{}
-	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[9]
+	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -910,7 +1034,7 @@ func (x *FileGrant) String() string {
 func (*FileGrant) ProtoMessage() {}
 
 func (x *FileGrant) ProtoReflect() protoreflect.Message {
-	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[9]
+	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -923,7 +1047,7 @@ func (x *FileGrant) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FileGrant.ProtoReflect.Descriptor instead.
 func (*FileGrant) Descriptor() ([]byte, []int) {
-	return file_sdk_proto_v1_plugin_proto_rawDescGZIP(), []int{9}
+	return file_sdk_proto_v1_plugin_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *FileGrant) GetAttribute() string {
@@ -952,7 +1076,7 @@ type ConfigError struct {
 
 func (x *ConfigError) Reset() {
 	*x = ConfigError{}
-	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[10]
+	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -964,7 +1088,7 @@ func (x *ConfigError) String() string {
 func (*ConfigError) ProtoMessage() {}
 
 func (x *ConfigError) ProtoReflect() protoreflect.Message {
-	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[10]
+	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -977,7 +1101,7 @@ func (x *ConfigError) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfigError.ProtoReflect.Descriptor instead.
 func (*ConfigError) Descriptor() ([]byte, []int) {
-	return file_sdk_proto_v1_plugin_proto_rawDescGZIP(), []int{10}
+	return file_sdk_proto_v1_plugin_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ConfigError) GetAttribute() string {
@@ -1010,7 +1134,7 @@ type ConfigureResponse struct {
 
 func (x *ConfigureResponse) Reset() {
 	*x = ConfigureResponse{}
-	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[11]
+	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1022,7 +1146,7 @@ func (x *ConfigureResponse) String() string {
 func (*ConfigureResponse) ProtoMessage() {}
 
 func (x *ConfigureResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[11]
+	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1035,7 +1159,7 @@ func (x *ConfigureResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfigureResponse.ProtoReflect.Descriptor instead.
 func (*ConfigureResponse) Descriptor() ([]byte, []int) {
-	return file_sdk_proto_v1_plugin_proto_rawDescGZIP(), []int{11}
+	return file_sdk_proto_v1_plugin_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ConfigureResponse) GetFeatures() uint64 {
@@ -1070,7 +1194,7 @@ type SetFeaturesRequest struct {
 
 func (x *SetFeaturesRequest) Reset() {
 	*x = SetFeaturesRequest{}
-	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[12]
+	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1082,7 +1206,7 @@ func (x *SetFeaturesRequest) String() string {
 func (*SetFeaturesRequest) ProtoMessage() {}
 
 func (x *SetFeaturesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[12]
+	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1095,7 +1219,7 @@ func (x *SetFeaturesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetFeaturesRequest.ProtoReflect.Descriptor instead.
 func (*SetFeaturesRequest) Descriptor() ([]byte, []int) {
-	return file_sdk_proto_v1_plugin_proto_rawDescGZIP(), []int{12}
+	return file_sdk_proto_v1_plugin_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *SetFeaturesRequest) GetFeatures() uint64 {
@@ -1115,7 +1239,7 @@ type SetFeaturesResponse struct {
 
 func (x *SetFeaturesResponse) Reset() {
 	*x = SetFeaturesResponse{}
-	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[13]
+	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1127,7 +1251,7 @@ func (x *SetFeaturesResponse) String() string {
 func (*SetFeaturesResponse) ProtoMessage() {}
 
 func (x *SetFeaturesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[13]
+	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1140,7 +1264,7 @@ func (x *SetFeaturesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetFeaturesResponse.ProtoReflect.Descriptor instead.
 func (*SetFeaturesResponse) Descriptor() ([]byte, []int) {
-	return file_sdk_proto_v1_plugin_proto_rawDescGZIP(), []int{13}
+	return file_sdk_proto_v1_plugin_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *SetFeaturesResponse) GetConfig() []byte {
@@ -1158,7 +1282,7 @@ type ReadConfigRequest struct {
 
 func (x *ReadConfigRequest) Reset() {
 	*x = ReadConfigRequest{}
-	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[14]
+	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1170,7 +1294,7 @@ func (x *ReadConfigRequest) String() string {
 func (*ReadConfigRequest) ProtoMessage() {}
 
 func (x *ReadConfigRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[14]
+	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1183,7 +1307,7 @@ func (x *ReadConfigRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadConfigRequest.ProtoReflect.Descriptor instead.
 func (*ReadConfigRequest) Descriptor() ([]byte, []int) {
-	return file_sdk_proto_v1_plugin_proto_rawDescGZIP(), []int{14}
+	return file_sdk_proto_v1_plugin_proto_rawDescGZIP(), []int{15}
 }
 
 type ReadConfigResponse struct {
@@ -1195,7 +1319,7 @@ type ReadConfigResponse struct {
 
 func (x *ReadConfigResponse) Reset() {
 	*x = ReadConfigResponse{}
-	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[15]
+	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1207,7 +1331,7 @@ func (x *ReadConfigResponse) String() string {
 func (*ReadConfigResponse) ProtoMessage() {}
 
 func (x *ReadConfigResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[15]
+	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1220,7 +1344,7 @@ func (x *ReadConfigResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadConfigResponse.ProtoReflect.Descriptor instead.
 func (*ReadConfigResponse) Descriptor() ([]byte, []int) {
-	return file_sdk_proto_v1_plugin_proto_rawDescGZIP(), []int{15}
+	return file_sdk_proto_v1_plugin_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ReadConfigResponse) GetConfig() []byte {
@@ -1241,7 +1365,7 @@ type WriteConfigRequest struct {
 
 func (x *WriteConfigRequest) Reset() {
 	*x = WriteConfigRequest{}
-	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[16]
+	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1253,7 +1377,7 @@ func (x *WriteConfigRequest) String() string {
 func (*WriteConfigRequest) ProtoMessage() {}
 
 func (x *WriteConfigRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[16]
+	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1266,7 +1390,7 @@ func (x *WriteConfigRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WriteConfigRequest.ProtoReflect.Descriptor instead.
 func (*WriteConfigRequest) Descriptor() ([]byte, []int) {
-	return file_sdk_proto_v1_plugin_proto_rawDescGZIP(), []int{16}
+	return file_sdk_proto_v1_plugin_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *WriteConfigRequest) GetOffset() uint32 {
@@ -1293,7 +1417,7 @@ type WriteConfigResponse struct {
 
 func (x *WriteConfigResponse) Reset() {
 	*x = WriteConfigResponse{}
-	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[17]
+	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1305,7 +1429,7 @@ func (x *WriteConfigResponse) String() string {
 func (*WriteConfigResponse) ProtoMessage() {}
 
 func (x *WriteConfigResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[17]
+	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1318,7 +1442,7 @@ func (x *WriteConfigResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WriteConfigResponse.ProtoReflect.Descriptor instead.
 func (*WriteConfigResponse) Descriptor() ([]byte, []int) {
-	return file_sdk_proto_v1_plugin_proto_rawDescGZIP(), []int{17}
+	return file_sdk_proto_v1_plugin_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *WriteConfigResponse) GetConfig() []byte {
@@ -1340,7 +1464,7 @@ type AttachMemoryRequest struct {
 
 func (x *AttachMemoryRequest) Reset() {
 	*x = AttachMemoryRequest{}
-	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[18]
+	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1352,7 +1476,7 @@ func (x *AttachMemoryRequest) String() string {
 func (*AttachMemoryRequest) ProtoMessage() {}
 
 func (x *AttachMemoryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[18]
+	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1365,7 +1489,7 @@ func (x *AttachMemoryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachMemoryRequest.ProtoReflect.Descriptor instead.
 func (*AttachMemoryRequest) Descriptor() ([]byte, []int) {
-	return file_sdk_proto_v1_plugin_proto_rawDescGZIP(), []int{18}
+	return file_sdk_proto_v1_plugin_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *AttachMemoryRequest) GetDescriptors() *Descriptors {
@@ -1396,7 +1520,7 @@ type MemoryRegion struct {
 
 func (x *MemoryRegion) Reset() {
 	*x = MemoryRegion{}
-	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[19]
+	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1408,7 +1532,7 @@ func (x *MemoryRegion) String() string {
 func (*MemoryRegion) ProtoMessage() {}
 
 func (x *MemoryRegion) ProtoReflect() protoreflect.Message {
-	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[19]
+	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1421,7 +1545,7 @@ func (x *MemoryRegion) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemoryRegion.ProtoReflect.Descriptor instead.
 func (*MemoryRegion) Descriptor() ([]byte, []int) {
-	return file_sdk_proto_v1_plugin_proto_rawDescGZIP(), []int{19}
+	return file_sdk_proto_v1_plugin_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *MemoryRegion) GetGuestAddress() uint64 {
@@ -1453,7 +1577,7 @@ type AttachMemoryResponse struct {
 
 func (x *AttachMemoryResponse) Reset() {
 	*x = AttachMemoryResponse{}
-	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[20]
+	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1465,7 +1589,7 @@ func (x *AttachMemoryResponse) String() string {
 func (*AttachMemoryResponse) ProtoMessage() {}
 
 func (x *AttachMemoryResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[20]
+	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1478,7 +1602,7 @@ func (x *AttachMemoryResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachMemoryResponse.ProtoReflect.Descriptor instead.
 func (*AttachMemoryResponse) Descriptor() ([]byte, []int) {
-	return file_sdk_proto_v1_plugin_proto_rawDescGZIP(), []int{20}
+	return file_sdk_proto_v1_plugin_proto_rawDescGZIP(), []int{21}
 }
 
 type StartQueueRequest struct {
@@ -1505,7 +1629,7 @@ type StartQueueRequest struct {
 
 func (x *StartQueueRequest) Reset() {
 	*x = StartQueueRequest{}
-	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[21]
+	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1517,7 +1641,7 @@ func (x *StartQueueRequest) String() string {
 func (*StartQueueRequest) ProtoMessage() {}
 
 func (x *StartQueueRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[21]
+	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1530,7 +1654,7 @@ func (x *StartQueueRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartQueueRequest.ProtoReflect.Descriptor instead.
 func (*StartQueueRequest) Descriptor() ([]byte, []int) {
-	return file_sdk_proto_v1_plugin_proto_rawDescGZIP(), []int{21}
+	return file_sdk_proto_v1_plugin_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *StartQueueRequest) GetIndex() uint32 {
@@ -1599,7 +1723,7 @@ type StartQueueResponse struct {
 
 func (x *StartQueueResponse) Reset() {
 	*x = StartQueueResponse{}
-	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[22]
+	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1611,7 +1735,7 @@ func (x *StartQueueResponse) String() string {
 func (*StartQueueResponse) ProtoMessage() {}
 
 func (x *StartQueueResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[22]
+	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1624,7 +1748,7 @@ func (x *StartQueueResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartQueueResponse.ProtoReflect.Descriptor instead.
 func (*StartQueueResponse) Descriptor() ([]byte, []int) {
-	return file_sdk_proto_v1_plugin_proto_rawDescGZIP(), []int{22}
+	return file_sdk_proto_v1_plugin_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *StartQueueResponse) GetResubmitted() uint32 {
@@ -1643,7 +1767,7 @@ type StopQueueRequest struct {
 
 func (x *StopQueueRequest) Reset() {
 	*x = StopQueueRequest{}
-	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[23]
+	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1655,7 +1779,7 @@ func (x *StopQueueRequest) String() string {
 func (*StopQueueRequest) ProtoMessage() {}
 
 func (x *StopQueueRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[23]
+	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1668,7 +1792,7 @@ func (x *StopQueueRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopQueueRequest.ProtoReflect.Descriptor instead.
 func (*StopQueueRequest) Descriptor() ([]byte, []int) {
-	return file_sdk_proto_v1_plugin_proto_rawDescGZIP(), []int{23}
+	return file_sdk_proto_v1_plugin_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *StopQueueRequest) GetIndex() uint32 {
@@ -1692,7 +1816,7 @@ type StopQueueResponse struct {
 
 func (x *StopQueueResponse) Reset() {
 	*x = StopQueueResponse{}
-	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[24]
+	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1704,7 +1828,7 @@ func (x *StopQueueResponse) String() string {
 func (*StopQueueResponse) ProtoMessage() {}
 
 func (x *StopQueueResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[24]
+	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1717,7 +1841,7 @@ func (x *StopQueueResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopQueueResponse.ProtoReflect.Descriptor instead.
 func (*StopQueueResponse) Descriptor() ([]byte, []int) {
-	return file_sdk_proto_v1_plugin_proto_rawDescGZIP(), []int{24}
+	return file_sdk_proto_v1_plugin_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *StopQueueResponse) GetNextAvail() uint32 {
@@ -1749,7 +1873,7 @@ type ResetRequest struct {
 
 func (x *ResetRequest) Reset() {
 	*x = ResetRequest{}
-	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[25]
+	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1761,7 +1885,7 @@ func (x *ResetRequest) String() string {
 func (*ResetRequest) ProtoMessage() {}
 
 func (x *ResetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[25]
+	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1774,7 +1898,7 @@ func (x *ResetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResetRequest.ProtoReflect.Descriptor instead.
 func (*ResetRequest) Descriptor() ([]byte, []int) {
-	return file_sdk_proto_v1_plugin_proto_rawDescGZIP(), []int{25}
+	return file_sdk_proto_v1_plugin_proto_rawDescGZIP(), []int{26}
 }
 
 type ResetResponse struct {
@@ -1785,7 +1909,7 @@ type ResetResponse struct {
 
 func (x *ResetResponse) Reset() {
 	*x = ResetResponse{}
-	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[26]
+	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1797,7 +1921,7 @@ func (x *ResetResponse) String() string {
 func (*ResetResponse) ProtoMessage() {}
 
 func (x *ResetResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[26]
+	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1810,7 +1934,7 @@ func (x *ResetResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResetResponse.ProtoReflect.Descriptor instead.
 func (*ResetResponse) Descriptor() ([]byte, []int) {
-	return file_sdk_proto_v1_plugin_proto_rawDescGZIP(), []int{26}
+	return file_sdk_proto_v1_plugin_proto_rawDescGZIP(), []int{27}
 }
 
 type PauseRequest struct {
@@ -1821,7 +1945,7 @@ type PauseRequest struct {
 
 func (x *PauseRequest) Reset() {
 	*x = PauseRequest{}
-	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[27]
+	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1833,7 +1957,7 @@ func (x *PauseRequest) String() string {
 func (*PauseRequest) ProtoMessage() {}
 
 func (x *PauseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[27]
+	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1846,7 +1970,7 @@ func (x *PauseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseRequest.ProtoReflect.Descriptor instead.
 func (*PauseRequest) Descriptor() ([]byte, []int) {
-	return file_sdk_proto_v1_plugin_proto_rawDescGZIP(), []int{27}
+	return file_sdk_proto_v1_plugin_proto_rawDescGZIP(), []int{28}
 }
 
 type PauseResponse struct {
@@ -1857,7 +1981,7 @@ type PauseResponse struct {
 
 func (x *PauseResponse) Reset() {
 	*x = PauseResponse{}
-	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[28]
+	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1869,7 +1993,7 @@ func (x *PauseResponse) String() string {
 func (*PauseResponse) ProtoMessage() {}
 
 func (x *PauseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[28]
+	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1882,7 +2006,7 @@ func (x *PauseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseResponse.ProtoReflect.Descriptor instead.
 func (*PauseResponse) Descriptor() ([]byte, []int) {
-	return file_sdk_proto_v1_plugin_proto_rawDescGZIP(), []int{28}
+	return file_sdk_proto_v1_plugin_proto_rawDescGZIP(), []int{29}
 }
 
 type ResumeRequest struct {
@@ -1893,7 +2017,7 @@ type ResumeRequest struct {
 
 func (x *ResumeRequest) Reset() {
 	*x = ResumeRequest{}
-	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[29]
+	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1905,7 +2029,7 @@ func (x *ResumeRequest) String() string {
 func (*ResumeRequest) ProtoMessage() {}
 
 func (x *ResumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[29]
+	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1918,7 +2042,7 @@ func (x *ResumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeRequest.ProtoReflect.Descriptor instead.
 func (*ResumeRequest) Descriptor() ([]byte, []int) {
-	return file_sdk_proto_v1_plugin_proto_rawDescGZIP(), []int{29}
+	return file_sdk_proto_v1_plugin_proto_rawDescGZIP(), []int{30}
 }
 
 type ResumeResponse struct {
@@ -1929,7 +2053,7 @@ type ResumeResponse struct {
 
 func (x *ResumeResponse) Reset() {
 	*x = ResumeResponse{}
-	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[30]
+	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1941,7 +2065,7 @@ func (x *ResumeResponse) String() string {
 func (*ResumeResponse) ProtoMessage() {}
 
 func (x *ResumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[30]
+	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1954,7 +2078,7 @@ func (x *ResumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeResponse.ProtoReflect.Descriptor instead.
 func (*ResumeResponse) Descriptor() ([]byte, []int) {
-	return file_sdk_proto_v1_plugin_proto_rawDescGZIP(), []int{30}
+	return file_sdk_proto_v1_plugin_proto_rawDescGZIP(), []int{31}
 }
 
 type HealthRequest struct {
@@ -1965,7 +2089,7 @@ type HealthRequest struct {
 
 func (x *HealthRequest) Reset() {
 	*x = HealthRequest{}
-	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[31]
+	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1977,7 +2101,7 @@ func (x *HealthRequest) String() string {
 func (*HealthRequest) ProtoMessage() {}
 
 func (x *HealthRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[31]
+	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1990,7 +2114,7 @@ func (x *HealthRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HealthRequest.ProtoReflect.Descriptor instead.
 func (*HealthRequest) Descriptor() ([]byte, []int) {
-	return file_sdk_proto_v1_plugin_proto_rawDescGZIP(), []int{31}
+	return file_sdk_proto_v1_plugin_proto_rawDescGZIP(), []int{32}
 }
 
 type HealthResponse struct {
@@ -2004,7 +2128,7 @@ type HealthResponse struct {
 
 func (x *HealthResponse) Reset() {
 	*x = HealthResponse{}
-	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[32]
+	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2016,7 +2140,7 @@ func (x *HealthResponse) String() string {
 func (*HealthResponse) ProtoMessage() {}
 
 func (x *HealthResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[32]
+	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2029,7 +2153,7 @@ func (x *HealthResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HealthResponse.ProtoReflect.Descriptor instead.
 func (*HealthResponse) Descriptor() ([]byte, []int) {
-	return file_sdk_proto_v1_plugin_proto_rawDescGZIP(), []int{32}
+	return file_sdk_proto_v1_plugin_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *HealthResponse) GetHealthy() bool {
@@ -2054,7 +2178,7 @@ type EventsRequest struct {
 
 func (x *EventsRequest) Reset() {
 	*x = EventsRequest{}
-	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[33]
+	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2066,7 +2190,7 @@ func (x *EventsRequest) String() string {
 func (*EventsRequest) ProtoMessage() {}
 
 func (x *EventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[33]
+	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2079,7 +2203,7 @@ func (x *EventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventsRequest.ProtoReflect.Descriptor instead.
 func (*EventsRequest) Descriptor() ([]byte, []int) {
-	return file_sdk_proto_v1_plugin_proto_rawDescGZIP(), []int{33}
+	return file_sdk_proto_v1_plugin_proto_rawDescGZIP(), []int{34}
 }
 
 type Event struct {
@@ -2096,7 +2220,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[34]
+	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2108,7 +2232,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[34]
+	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2121,7 +2245,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_sdk_proto_v1_plugin_proto_rawDescGZIP(), []int{34}
+	return file_sdk_proto_v1_plugin_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Event) GetEvent() isEvent_Event {
@@ -2190,7 +2314,7 @@ type ConfigChanged struct {
 
 func (x *ConfigChanged) Reset() {
 	*x = ConfigChanged{}
-	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[35]
+	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2202,7 +2326,7 @@ func (x *ConfigChanged) String() string {
 func (*ConfigChanged) ProtoMessage() {}
 
 func (x *ConfigChanged) ProtoReflect() protoreflect.Message {
-	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[35]
+	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2215,7 +2339,7 @@ func (x *ConfigChanged) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfigChanged.ProtoReflect.Descriptor instead.
 func (*ConfigChanged) Descriptor() ([]byte, []int) {
-	return file_sdk_proto_v1_plugin_proto_rawDescGZIP(), []int{35}
+	return file_sdk_proto_v1_plugin_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ConfigChanged) GetConfig() []byte {
@@ -2239,7 +2363,7 @@ type DeviceError struct {
 
 func (x *DeviceError) Reset() {
 	*x = DeviceError{}
-	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[36]
+	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2251,7 +2375,7 @@ func (x *DeviceError) String() string {
 func (*DeviceError) ProtoMessage() {}
 
 func (x *DeviceError) ProtoReflect() protoreflect.Message {
-	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[36]
+	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2264,7 +2388,7 @@ func (x *DeviceError) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeviceError.ProtoReflect.Descriptor instead.
 func (*DeviceError) Descriptor() ([]byte, []int) {
-	return file_sdk_proto_v1_plugin_proto_rawDescGZIP(), []int{36}
+	return file_sdk_proto_v1_plugin_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *DeviceError) GetMessage() string {
@@ -2300,7 +2424,7 @@ type Notice struct {
 
 func (x *Notice) Reset() {
 	*x = Notice{}
-	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[37]
+	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2312,7 +2436,7 @@ func (x *Notice) String() string {
 func (*Notice) ProtoMessage() {}
 
 func (x *Notice) ProtoReflect() protoreflect.Message {
-	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[37]
+	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2325,7 +2449,7 @@ func (x *Notice) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Notice.ProtoReflect.Descriptor instead.
 func (*Notice) Descriptor() ([]byte, []int) {
-	return file_sdk_proto_v1_plugin_proto_rawDescGZIP(), []int{37}
+	return file_sdk_proto_v1_plugin_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Notice) GetMessage() string {
@@ -2350,7 +2474,7 @@ type StatisticsRequest struct {
 
 func (x *StatisticsRequest) Reset() {
 	*x = StatisticsRequest{}
-	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[38]
+	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2362,7 +2486,7 @@ func (x *StatisticsRequest) String() string {
 func (*StatisticsRequest) ProtoMessage() {}
 
 func (x *StatisticsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[38]
+	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2375,7 +2499,7 @@ func (x *StatisticsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatisticsRequest.ProtoReflect.Descriptor instead.
 func (*StatisticsRequest) Descriptor() ([]byte, []int) {
-	return file_sdk_proto_v1_plugin_proto_rawDescGZIP(), []int{38}
+	return file_sdk_proto_v1_plugin_proto_rawDescGZIP(), []int{39}
 }
 
 type StatisticsResponse struct {
@@ -2389,7 +2513,7 @@ type StatisticsResponse struct {
 
 func (x *StatisticsResponse) Reset() {
 	*x = StatisticsResponse{}
-	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[39]
+	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2401,7 +2525,7 @@ func (x *StatisticsResponse) String() string {
 func (*StatisticsResponse) ProtoMessage() {}
 
 func (x *StatisticsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[39]
+	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2414,7 +2538,7 @@ func (x *StatisticsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatisticsResponse.ProtoReflect.Descriptor instead.
 func (*StatisticsResponse) Descriptor() ([]byte, []int) {
-	return file_sdk_proto_v1_plugin_proto_rawDescGZIP(), []int{39}
+	return file_sdk_proto_v1_plugin_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *StatisticsResponse) GetQueues() []*QueueStatistics {
@@ -2455,7 +2579,7 @@ type QueueStatistics struct {
 
 func (x *QueueStatistics) Reset() {
 	*x = QueueStatistics{}
-	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[40]
+	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2467,7 +2591,7 @@ func (x *QueueStatistics) String() string {
 func (*QueueStatistics) ProtoMessage() {}
 
 func (x *QueueStatistics) ProtoReflect() protoreflect.Message {
-	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[40]
+	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2480,7 +2604,7 @@ func (x *QueueStatistics) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueueStatistics.ProtoReflect.Descriptor instead.
 func (*QueueStatistics) Descriptor() ([]byte, []int) {
-	return file_sdk_proto_v1_plugin_proto_rawDescGZIP(), []int{40}
+	return file_sdk_proto_v1_plugin_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *QueueStatistics) GetIndex() uint32 {
@@ -2571,7 +2695,7 @@ type CommandRequest struct {
 
 func (x *CommandRequest) Reset() {
 	*x = CommandRequest{}
-	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[41]
+	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2583,7 +2707,7 @@ func (x *CommandRequest) String() string {
 func (*CommandRequest) ProtoMessage() {}
 
 func (x *CommandRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[41]
+	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2596,7 +2720,7 @@ func (x *CommandRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommandRequest.ProtoReflect.Descriptor instead.
 func (*CommandRequest) Descriptor() ([]byte, []int) {
-	return file_sdk_proto_v1_plugin_proto_rawDescGZIP(), []int{41}
+	return file_sdk_proto_v1_plugin_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *CommandRequest) GetName() string {
@@ -2623,7 +2747,7 @@ type CommandResponse struct {
 
 func (x *CommandResponse) Reset() {
 	*x = CommandResponse{}
-	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[42]
+	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2635,7 +2759,7 @@ func (x *CommandResponse) String() string {
 func (*CommandResponse) ProtoMessage() {}
 
 func (x *CommandResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[42]
+	mi := &file_sdk_proto_v1_plugin_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2648,7 +2772,7 @@ func (x *CommandResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommandResponse.ProtoReflect.Descriptor instead.
 func (*CommandResponse) Descriptor() ([]byte, []int) {
-	return file_sdk_proto_v1_plugin_proto_rawDescGZIP(), []int{42}
+	return file_sdk_proto_v1_plugin_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *CommandResponse) GetResultJson() string {
@@ -2677,7 +2801,7 @@ const file_sdk_proto_v1_plugin_proto_rawDesc = "" +
 	"\n" +
 	"attributes\x18\x01 \x03(\v2\x1d.virtplug.plugin.v1.AttributeR\n" +
 	"attributes\x121\n" +
-	"\x06blocks\x18\x02 \x03(\v2\x19.virtplug.plugin.v1.BlockR\x06blocks\"\xf2\x02\n" +
+	"\x06blocks\x18\x02 \x03(\v2\x19.virtplug.plugin.v1.BlockR\x06blocks\"\xc8\x03\n" +
 	"\tAttribute\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x125\n" +
 	"\x04type\x18\x02 \x01(\x0e2!.virtplug.plugin.v1.AttributeTypeR\x04type\x12\x1a\n" +
@@ -2689,9 +2813,17 @@ const file_sdk_proto_v1_plugin_proto_rawDesc = "" +
 	"\x03max\x18\b \x01(\x03H\x01R\x03max\x88\x01\x01\x122\n" +
 	"\x04file\x18\t \x01(\v2\x1e.virtplug.plugin.v1.FileAccessR\x04file\x120\n" +
 	"\x14default_several_json\x18\n" +
-	" \x01(\tR\x12defaultSeveralJsonB\x06\n" +
+	" \x01(\tR\x12defaultSeveralJson\x12/\n" +
+	"\x03tap\x18\v \x01(\v2\x1d.virtplug.plugin.v1.TapAccessR\x03tap\x12#\n" +
+	"\rpath_prefixes\x18\f \x03(\tR\fpathPrefixesB\x06\n" +
 	"\x04_minB\x06\n" +
-	"\x04_max\"\xb2\x01\n" +
+	"\x04_max\"t\n" +
+	"\tTapAccess\x12\x1f\n" +
+	"\vqueue_pairs\x18\x01 \x01(\tR\n" +
+	"queuePairs\x12\x16\n" +
+	"\x06bridge\x18\x02 \x01(\tR\x06bridge\x12\x1c\n" +
+	"\taddresses\x18\x03 \x01(\tR\taddresses\x12\x10\n" +
+	"\x03mtu\x18\x04 \x01(\tR\x03mtu\"\xb2\x01\n" +
 	"\n" +
 	"FileAccess\x12\x14\n" +
 	"\x05write\x18\x01 \x01(\bR\x05write\x12 \n" +
@@ -2714,7 +2846,7 @@ const file_sdk_proto_v1_plugin_proto_rawDesc = "" +
 	"\targuments\x18\x03 \x01(\v2\x1a.virtplug.plugin.v1.SchemaR\targuments\"9\n" +
 	"\vDescriptors\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\x04R\x05token\x12\x14\n" +
-	"\x05count\x18\x02 \x01(\rR\x05count\"\xb1\x02\n" +
+	"\x05count\x18\x02 \x01(\rR\x05count\"\xf2\x02\n" +
 	"\x10ConfigureRequest\x12\x1f\n" +
 	"\vdevice_name\x18\x01 \x01(\tR\n" +
 	"deviceName\x12\x1f\n" +
@@ -2724,8 +2856,11 @@ const file_sdk_proto_v1_plugin_proto_rawDesc = "" +
 	"\x05files\x18\x04 \x03(\v2\x1d.virtplug.plugin.v1.FileGrantR\x05files\x12+\n" +
 	"\x11withheld_features\x18\x05 \x01(\x04R\x10withheldFeatures\x12%\n" +
 	"\fbusy_poll_us\x18\x06 \x01(\rH\x00R\n" +
-	"busyPollUs\x88\x01\x01B\x0f\n" +
-	"\r_busy_poll_us\"?\n" +
+	"busyPollUs\x88\x01\x01\x12\x1a\n" +
+	"\bidentity\x18\a \x01(\fR\bidentity\x12\x19\n" +
+	"\x05state\x18\b \x01(\rH\x01R\x05state\x88\x01\x01B\x0f\n" +
+	"\r_busy_poll_usB\b\n" +
+	"\x06_state\"?\n" +
 	"\tFileGrant\x12\x1c\n" +
 	"\tattribute\x18\x01 \x01(\tR\tattribute\x12\x14\n" +
 	"\x05index\x18\x02 \x01(\rR\x05index\"E\n" +
@@ -2835,14 +2970,15 @@ const file_sdk_proto_v1_plugin_proto_rawDesc = "" +
 	"\targs_json\x18\x02 \x01(\tR\bargsJson\"2\n" +
 	"\x0fCommandResponse\x12\x1f\n" +
 	"\vresult_json\x18\x01 \x01(\tR\n" +
-	"resultJson*\x8d\x01\n" +
+	"resultJson*\xa3\x01\n" +
 	"\n" +
 	"Capability\x12\x1a\n" +
 	"\x16CAPABILITY_UNSPECIFIED\x10\x00\x12\x1b\n" +
 	"\x17CAPABILITY_CONFIG_WRITE\x10\x01\x12\x17\n" +
 	"\x13CAPABILITY_INFLIGHT\x10\x02\x12\x16\n" +
 	"\x12CAPABILITY_COMMAND\x10\x03\x12\x15\n" +
-	"\x11CAPABILITY_LEGACY\x10\x04*\xa1\x02\n" +
+	"\x11CAPABILITY_LEGACY\x10\x04\x12\x14\n" +
+	"\x10CAPABILITY_STATE\x10\x05*\xb9\x02\n" +
 	"\rAttributeType\x12\x1e\n" +
 	"\x1aATTRIBUTE_TYPE_UNSPECIFIED\x10\x00\x12\x19\n" +
 	"\x15ATTRIBUTE_TYPE_STRING\x10\x01\x12\x17\n" +
@@ -2853,7 +2989,9 @@ const file_sdk_proto_v1_plugin_proto_rawDesc = "" +
 	"\x1aATTRIBUTE_TYPE_STRING_LIST\x10\x06\x12\x17\n" +
 	"\x13ATTRIBUTE_TYPE_FILE\x10\a\x12\x1b\n" +
 	"\x17ATTRIBUTE_TYPE_LISTENER\x10\b\x12\x18\n" +
-	"\x14ATTRIBUTE_TYPE_FLOAT\x10\t2\xa9\n" +
+	"\x14ATTRIBUTE_TYPE_FLOAT\x10\t\x12\x16\n" +
+	"\x12ATTRIBUTE_TYPE_TAP\x10\n" +
+	"2\xa9\n" +
 	"\n" +
 	"\x06Device\x12U\n" +
 	"\bDescribe\x12#.virtplug.plugin.v1.DescribeRequest\x1a$.virtplug.plugin.v1.DescribeResponse\x12X\n" +
@@ -2888,7 +3026,7 @@ func file_sdk_proto_v1_plugin_proto_rawDescGZIP() []byte {
 }
 
 var file_sdk_proto_v1_plugin_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_sdk_proto_v1_plugin_proto_msgTypes = make([]protoimpl.MessageInfo, 45)
+var file_sdk_proto_v1_plugin_proto_msgTypes = make([]protoimpl.MessageInfo, 46)
 var file_sdk_proto_v1_plugin_proto_goTypes = []any{
 	(Capability)(0),              // 0: virtplug.plugin.v1.Capability
 	(AttributeType)(0),           // 1: virtplug.plugin.v1.AttributeType
@@ -2896,104 +3034,106 @@ var file_sdk_proto_v1_plugin_proto_goTypes = []any{
 	(*DescribeResponse)(nil),     // 3: virtplug.plugin.v1.DescribeResponse
 	(*Schema)(nil),               // 4: virtplug.plugin.v1.Schema
 	(*Attribute)(nil),            // 5: virtplug.plugin.v1.Attribute
-	(*FileAccess)(nil),           // 6: virtplug.plugin.v1.FileAccess
-	(*Block)(nil),                // 7: virtplug.plugin.v1.Block
-	(*CommandSpec)(nil),          // 8: virtplug.plugin.v1.CommandSpec
-	(*Descriptors)(nil),          // 9: virtplug.plugin.v1.Descriptors
-	(*ConfigureRequest)(nil),     // 10: virtplug.plugin.v1.ConfigureRequest
-	(*FileGrant)(nil),            // 11: virtplug.plugin.v1.FileGrant
-	(*ConfigError)(nil),          // 12: virtplug.plugin.v1.ConfigError
-	(*ConfigureResponse)(nil),    // 13: virtplug.plugin.v1.ConfigureResponse
-	(*SetFeaturesRequest)(nil),   // 14: virtplug.plugin.v1.SetFeaturesRequest
-	(*SetFeaturesResponse)(nil),  // 15: virtplug.plugin.v1.SetFeaturesResponse
-	(*ReadConfigRequest)(nil),    // 16: virtplug.plugin.v1.ReadConfigRequest
-	(*ReadConfigResponse)(nil),   // 17: virtplug.plugin.v1.ReadConfigResponse
-	(*WriteConfigRequest)(nil),   // 18: virtplug.plugin.v1.WriteConfigRequest
-	(*WriteConfigResponse)(nil),  // 19: virtplug.plugin.v1.WriteConfigResponse
-	(*AttachMemoryRequest)(nil),  // 20: virtplug.plugin.v1.AttachMemoryRequest
-	(*MemoryRegion)(nil),         // 21: virtplug.plugin.v1.MemoryRegion
-	(*AttachMemoryResponse)(nil), // 22: virtplug.plugin.v1.AttachMemoryResponse
-	(*StartQueueRequest)(nil),    // 23: virtplug.plugin.v1.StartQueueRequest
-	(*StartQueueResponse)(nil),   // 24: virtplug.plugin.v1.StartQueueResponse
-	(*StopQueueRequest)(nil),     // 25: virtplug.plugin.v1.StopQueueRequest
-	(*StopQueueResponse)(nil),    // 26: virtplug.plugin.v1.StopQueueResponse
-	(*ResetRequest)(nil),         // 27: virtplug.plugin.v1.ResetRequest
-	(*ResetResponse)(nil),        // 28: virtplug.plugin.v1.ResetResponse
-	(*PauseRequest)(nil),         // 29: virtplug.plugin.v1.PauseRequest
-	(*PauseResponse)(nil),        // 30: virtplug.plugin.v1.PauseResponse
-	(*ResumeRequest)(nil),        // 31: virtplug.plugin.v1.ResumeRequest
-	(*ResumeResponse)(nil),       // 32: virtplug.plugin.v1.ResumeResponse
-	(*HealthRequest)(nil),        // 33: virtplug.plugin.v1.HealthRequest
-	(*HealthResponse)(nil),       // 34: virtplug.plugin.v1.HealthResponse
-	(*EventsRequest)(nil),        // 35: virtplug.plugin.v1.EventsRequest
-	(*Event)(nil),                // 36: virtplug.plugin.v1.Event
-	(*ConfigChanged)(nil),        // 37: virtplug.plugin.v1.ConfigChanged
-	(*DeviceError)(nil),          // 38: virtplug.plugin.v1.DeviceError
-	(*Notice)(nil),               // 39: virtplug.plugin.v1.Notice
-	(*StatisticsRequest)(nil),    // 40: virtplug.plugin.v1.StatisticsRequest
-	(*StatisticsResponse)(nil),   // 41: virtplug.plugin.v1.StatisticsResponse
-	(*QueueStatistics)(nil),      // 42: virtplug.plugin.v1.QueueStatistics
-	(*CommandRequest)(nil),       // 43: virtplug.plugin.v1.CommandRequest
-	(*CommandResponse)(nil),      // 44: virtplug.plugin.v1.CommandResponse
-	nil,                          // 45: virtplug.plugin.v1.Notice.FactsEntry
-	nil,                          // 46: virtplug.plugin.v1.StatisticsResponse.CountersEntry
+	(*TapAccess)(nil),            // 6: virtplug.plugin.v1.TapAccess
+	(*FileAccess)(nil),           // 7: virtplug.plugin.v1.FileAccess
+	(*Block)(nil),                // 8: virtplug.plugin.v1.Block
+	(*CommandSpec)(nil),          // 9: virtplug.plugin.v1.CommandSpec
+	(*Descriptors)(nil),          // 10: virtplug.plugin.v1.Descriptors
+	(*ConfigureRequest)(nil),     // 11: virtplug.plugin.v1.ConfigureRequest
+	(*FileGrant)(nil),            // 12: virtplug.plugin.v1.FileGrant
+	(*ConfigError)(nil),          // 13: virtplug.plugin.v1.ConfigError
+	(*ConfigureResponse)(nil),    // 14: virtplug.plugin.v1.ConfigureResponse
+	(*SetFeaturesRequest)(nil),   // 15: virtplug.plugin.v1.SetFeaturesRequest
+	(*SetFeaturesResponse)(nil),  // 16: virtplug.plugin.v1.SetFeaturesResponse
+	(*ReadConfigRequest)(nil),    // 17: virtplug.plugin.v1.ReadConfigRequest
+	(*ReadConfigResponse)(nil),   // 18: virtplug.plugin.v1.ReadConfigResponse
+	(*WriteConfigRequest)(nil),   // 19: virtplug.plugin.v1.WriteConfigRequest
+	(*WriteConfigResponse)(nil),  // 20: virtplug.plugin.v1.WriteConfigResponse
+	(*AttachMemoryRequest)(nil),  // 21: virtplug.plugin.v1.AttachMemoryRequest
+	(*MemoryRegion)(nil),         // 22: virtplug.plugin.v1.MemoryRegion
+	(*AttachMemoryResponse)(nil), // 23: virtplug.plugin.v1.AttachMemoryResponse
+	(*StartQueueRequest)(nil),    // 24: virtplug.plugin.v1.StartQueueRequest
+	(*StartQueueResponse)(nil),   // 25: virtplug.plugin.v1.StartQueueResponse
+	(*StopQueueRequest)(nil),     // 26: virtplug.plugin.v1.StopQueueRequest
+	(*StopQueueResponse)(nil),    // 27: virtplug.plugin.v1.StopQueueResponse
+	(*ResetRequest)(nil),         // 28: virtplug.plugin.v1.ResetRequest
+	(*ResetResponse)(nil),        // 29: virtplug.plugin.v1.ResetResponse
+	(*PauseRequest)(nil),         // 30: virtplug.plugin.v1.PauseRequest
+	(*PauseResponse)(nil),        // 31: virtplug.plugin.v1.PauseResponse
+	(*ResumeRequest)(nil),        // 32: virtplug.plugin.v1.ResumeRequest
+	(*ResumeResponse)(nil),       // 33: virtplug.plugin.v1.ResumeResponse
+	(*HealthRequest)(nil),        // 34: virtplug.plugin.v1.HealthRequest
+	(*HealthResponse)(nil),       // 35: virtplug.plugin.v1.HealthResponse
+	(*EventsRequest)(nil),        // 36: virtplug.plugin.v1.EventsRequest
+	(*Event)(nil),                // 37: virtplug.plugin.v1.Event
+	(*ConfigChanged)(nil),        // 38: virtplug.plugin.v1.ConfigChanged
+	(*DeviceError)(nil),          // 39: virtplug.plugin.v1.DeviceError
+	(*Notice)(nil),               // 40: virtplug.plugin.v1.Notice
+	(*StatisticsRequest)(nil),    // 41: virtplug.plugin.v1.StatisticsRequest
+	(*StatisticsResponse)(nil),   // 42: virtplug.plugin.v1.StatisticsResponse
+	(*QueueStatistics)(nil),      // 43: virtplug.plugin.v1.QueueStatistics
+	(*CommandRequest)(nil),       // 44: virtplug.plugin.v1.CommandRequest
+	(*CommandResponse)(nil),      // 45: virtplug.plugin.v1.CommandResponse
+	nil,                          // 46: virtplug.plugin.v1.Notice.FactsEntry
+	nil,                          // 47: virtplug.plugin.v1.StatisticsResponse.CountersEntry
 }
 var file_sdk_proto_v1_plugin_proto_depIdxs = []int32{
 	4,  // 0: virtplug.plugin.v1.DescribeResponse.schema:type_name -> virtplug.plugin.v1.Schema
 	0,  // 1: virtplug.plugin.v1.DescribeResponse.capabilities:type_name -> virtplug.plugin.v1.Capability
-	8,  // 2: virtplug.plugin.v1.DescribeResponse.commands:type_name -> virtplug.plugin.v1.CommandSpec
+	9,  // 2: virtplug.plugin.v1.DescribeResponse.commands:type_name -> virtplug.plugin.v1.CommandSpec
 	5,  // 3: virtplug.plugin.v1.Schema.attributes:type_name -> virtplug.plugin.v1.Attribute
-	7,  // 4: virtplug.plugin.v1.Schema.blocks:type_name -> virtplug.plugin.v1.Block
+	8,  // 4: virtplug.plugin.v1.Schema.blocks:type_name -> virtplug.plugin.v1.Block
 	1,  // 5: virtplug.plugin.v1.Attribute.type:type_name -> virtplug.plugin.v1.AttributeType
-	6,  // 6: virtplug.plugin.v1.Attribute.file:type_name -> virtplug.plugin.v1.FileAccess
-	4,  // 7: virtplug.plugin.v1.Block.schema:type_name -> virtplug.plugin.v1.Schema
-	4,  // 8: virtplug.plugin.v1.CommandSpec.arguments:type_name -> virtplug.plugin.v1.Schema
-	9,  // 9: virtplug.plugin.v1.ConfigureRequest.descriptors:type_name -> virtplug.plugin.v1.Descriptors
-	11, // 10: virtplug.plugin.v1.ConfigureRequest.files:type_name -> virtplug.plugin.v1.FileGrant
-	9,  // 11: virtplug.plugin.v1.AttachMemoryRequest.descriptors:type_name -> virtplug.plugin.v1.Descriptors
-	21, // 12: virtplug.plugin.v1.AttachMemoryRequest.regions:type_name -> virtplug.plugin.v1.MemoryRegion
-	9,  // 13: virtplug.plugin.v1.StartQueueRequest.descriptors:type_name -> virtplug.plugin.v1.Descriptors
-	37, // 14: virtplug.plugin.v1.Event.config_changed:type_name -> virtplug.plugin.v1.ConfigChanged
-	38, // 15: virtplug.plugin.v1.Event.error:type_name -> virtplug.plugin.v1.DeviceError
-	39, // 16: virtplug.plugin.v1.Event.notice:type_name -> virtplug.plugin.v1.Notice
-	45, // 17: virtplug.plugin.v1.Notice.facts:type_name -> virtplug.plugin.v1.Notice.FactsEntry
-	42, // 18: virtplug.plugin.v1.StatisticsResponse.queues:type_name -> virtplug.plugin.v1.QueueStatistics
-	46, // 19: virtplug.plugin.v1.StatisticsResponse.counters:type_name -> virtplug.plugin.v1.StatisticsResponse.CountersEntry
-	2,  // 20: virtplug.plugin.v1.Device.Describe:input_type -> virtplug.plugin.v1.DescribeRequest
-	10, // 21: virtplug.plugin.v1.Device.Configure:input_type -> virtplug.plugin.v1.ConfigureRequest
-	14, // 22: virtplug.plugin.v1.Device.SetFeatures:input_type -> virtplug.plugin.v1.SetFeaturesRequest
-	16, // 23: virtplug.plugin.v1.Device.ReadConfig:input_type -> virtplug.plugin.v1.ReadConfigRequest
-	18, // 24: virtplug.plugin.v1.Device.WriteConfig:input_type -> virtplug.plugin.v1.WriteConfigRequest
-	20, // 25: virtplug.plugin.v1.Device.AttachMemory:input_type -> virtplug.plugin.v1.AttachMemoryRequest
-	23, // 26: virtplug.plugin.v1.Device.StartQueue:input_type -> virtplug.plugin.v1.StartQueueRequest
-	25, // 27: virtplug.plugin.v1.Device.StopQueue:input_type -> virtplug.plugin.v1.StopQueueRequest
-	27, // 28: virtplug.plugin.v1.Device.Reset:input_type -> virtplug.plugin.v1.ResetRequest
-	29, // 29: virtplug.plugin.v1.Device.Pause:input_type -> virtplug.plugin.v1.PauseRequest
-	31, // 30: virtplug.plugin.v1.Device.Resume:input_type -> virtplug.plugin.v1.ResumeRequest
-	33, // 31: virtplug.plugin.v1.Device.Health:input_type -> virtplug.plugin.v1.HealthRequest
-	35, // 32: virtplug.plugin.v1.Device.Events:input_type -> virtplug.plugin.v1.EventsRequest
-	40, // 33: virtplug.plugin.v1.Device.Statistics:input_type -> virtplug.plugin.v1.StatisticsRequest
-	43, // 34: virtplug.plugin.v1.Device.Command:input_type -> virtplug.plugin.v1.CommandRequest
-	3,  // 35: virtplug.plugin.v1.Device.Describe:output_type -> virtplug.plugin.v1.DescribeResponse
-	13, // 36: virtplug.plugin.v1.Device.Configure:output_type -> virtplug.plugin.v1.ConfigureResponse
-	15, // 37: virtplug.plugin.v1.Device.SetFeatures:output_type -> virtplug.plugin.v1.SetFeaturesResponse
-	17, // 38: virtplug.plugin.v1.Device.ReadConfig:output_type -> virtplug.plugin.v1.ReadConfigResponse
-	19, // 39: virtplug.plugin.v1.Device.WriteConfig:output_type -> virtplug.plugin.v1.WriteConfigResponse
-	22, // 40: virtplug.plugin.v1.Device.AttachMemory:output_type -> virtplug.plugin.v1.AttachMemoryResponse
-	24, // 41: virtplug.plugin.v1.Device.StartQueue:output_type -> virtplug.plugin.v1.StartQueueResponse
-	26, // 42: virtplug.plugin.v1.Device.StopQueue:output_type -> virtplug.plugin.v1.StopQueueResponse
-	28, // 43: virtplug.plugin.v1.Device.Reset:output_type -> virtplug.plugin.v1.ResetResponse
-	30, // 44: virtplug.plugin.v1.Device.Pause:output_type -> virtplug.plugin.v1.PauseResponse
-	32, // 45: virtplug.plugin.v1.Device.Resume:output_type -> virtplug.plugin.v1.ResumeResponse
-	34, // 46: virtplug.plugin.v1.Device.Health:output_type -> virtplug.plugin.v1.HealthResponse
-	36, // 47: virtplug.plugin.v1.Device.Events:output_type -> virtplug.plugin.v1.Event
-	41, // 48: virtplug.plugin.v1.Device.Statistics:output_type -> virtplug.plugin.v1.StatisticsResponse
-	44, // 49: virtplug.plugin.v1.Device.Command:output_type -> virtplug.plugin.v1.CommandResponse
-	35, // [35:50] is the sub-list for method output_type
-	20, // [20:35] is the sub-list for method input_type
-	20, // [20:20] is the sub-list for extension type_name
-	20, // [20:20] is the sub-list for extension extendee
-	0,  // [0:20] is the sub-list for field type_name
+	7,  // 6: virtplug.plugin.v1.Attribute.file:type_name -> virtplug.plugin.v1.FileAccess
+	6,  // 7: virtplug.plugin.v1.Attribute.tap:type_name -> virtplug.plugin.v1.TapAccess
+	4,  // 8: virtplug.plugin.v1.Block.schema:type_name -> virtplug.plugin.v1.Schema
+	4,  // 9: virtplug.plugin.v1.CommandSpec.arguments:type_name -> virtplug.plugin.v1.Schema
+	10, // 10: virtplug.plugin.v1.ConfigureRequest.descriptors:type_name -> virtplug.plugin.v1.Descriptors
+	12, // 11: virtplug.plugin.v1.ConfigureRequest.files:type_name -> virtplug.plugin.v1.FileGrant
+	10, // 12: virtplug.plugin.v1.AttachMemoryRequest.descriptors:type_name -> virtplug.plugin.v1.Descriptors
+	22, // 13: virtplug.plugin.v1.AttachMemoryRequest.regions:type_name -> virtplug.plugin.v1.MemoryRegion
+	10, // 14: virtplug.plugin.v1.StartQueueRequest.descriptors:type_name -> virtplug.plugin.v1.Descriptors
+	38, // 15: virtplug.plugin.v1.Event.config_changed:type_name -> virtplug.plugin.v1.ConfigChanged
+	39, // 16: virtplug.plugin.v1.Event.error:type_name -> virtplug.plugin.v1.DeviceError
+	40, // 17: virtplug.plugin.v1.Event.notice:type_name -> virtplug.plugin.v1.Notice
+	46, // 18: virtplug.plugin.v1.Notice.facts:type_name -> virtplug.plugin.v1.Notice.FactsEntry
+	43, // 19: virtplug.plugin.v1.StatisticsResponse.queues:type_name -> virtplug.plugin.v1.QueueStatistics
+	47, // 20: virtplug.plugin.v1.StatisticsResponse.counters:type_name -> virtplug.plugin.v1.StatisticsResponse.CountersEntry
+	2,  // 21: virtplug.plugin.v1.Device.Describe:input_type -> virtplug.plugin.v1.DescribeRequest
+	11, // 22: virtplug.plugin.v1.Device.Configure:input_type -> virtplug.plugin.v1.ConfigureRequest
+	15, // 23: virtplug.plugin.v1.Device.SetFeatures:input_type -> virtplug.plugin.v1.SetFeaturesRequest
+	17, // 24: virtplug.plugin.v1.Device.ReadConfig:input_type -> virtplug.plugin.v1.ReadConfigRequest
+	19, // 25: virtplug.plugin.v1.Device.WriteConfig:input_type -> virtplug.plugin.v1.WriteConfigRequest
+	21, // 26: virtplug.plugin.v1.Device.AttachMemory:input_type -> virtplug.plugin.v1.AttachMemoryRequest
+	24, // 27: virtplug.plugin.v1.Device.StartQueue:input_type -> virtplug.plugin.v1.StartQueueRequest
+	26, // 28: virtplug.plugin.v1.Device.StopQueue:input_type -> virtplug.plugin.v1.StopQueueRequest
+	28, // 29: virtplug.plugin.v1.Device.Reset:input_type -> virtplug.plugin.v1.ResetRequest
+	30, // 30: virtplug.plugin.v1.Device.Pause:input_type -> virtplug.plugin.v1.PauseRequest
+	32, // 31: virtplug.plugin.v1.Device.Resume:input_type -> virtplug.plugin.v1.ResumeRequest
+	34, // 32: virtplug.plugin.v1.Device.Health:input_type -> virtplug.plugin.v1.HealthRequest
+	36, // 33: virtplug.plugin.v1.Device.Events:input_type -> virtplug.plugin.v1.EventsRequest
+	41, // 34: virtplug.plugin.v1.Device.Statistics:input_type -> virtplug.plugin.v1.StatisticsRequest
+	44, // 35: virtplug.plugin.v1.Device.Command:input_type -> virtplug.plugin.v1.CommandRequest
+	3,  // 36: virtplug.plugin.v1.Device.Describe:output_type -> virtplug.plugin.v1.DescribeResponse
+	14, // 37: virtplug.plugin.v1.Device.Configure:output_type -> virtplug.plugin.v1.ConfigureResponse
+	16, // 38: virtplug.plugin.v1.Device.SetFeatures:output_type -> virtplug.plugin.v1.SetFeaturesResponse
+	18, // 39: virtplug.plugin.v1.Device.ReadConfig:output_type -> virtplug.plugin.v1.ReadConfigResponse
+	20, // 40: virtplug.plugin.v1.Device.WriteConfig:output_type -> virtplug.plugin.v1.WriteConfigResponse
+	23, // 41: virtplug.plugin.v1.Device.AttachMemory:output_type -> virtplug.plugin.v1.AttachMemoryResponse
+	25, // 42: virtplug.plugin.v1.Device.StartQueue:output_type -> virtplug.plugin.v1.StartQueueResponse
+	27, // 43: virtplug.plugin.v1.Device.StopQueue:output_type -> virtplug.plugin.v1.StopQueueResponse
+	29, // 44: virtplug.plugin.v1.Device.Reset:output_type -> virtplug.plugin.v1.ResetResponse
+	31, // 45: virtplug.plugin.v1.Device.Pause:output_type -> virtplug.plugin.v1.PauseResponse
+	33, // 46: virtplug.plugin.v1.Device.Resume:output_type -> virtplug.plugin.v1.ResumeResponse
+	35, // 47: virtplug.plugin.v1.Device.Health:output_type -> virtplug.plugin.v1.HealthResponse
+	37, // 48: virtplug.plugin.v1.Device.Events:output_type -> virtplug.plugin.v1.Event
+	42, // 49: virtplug.plugin.v1.Device.Statistics:output_type -> virtplug.plugin.v1.StatisticsResponse
+	45, // 50: virtplug.plugin.v1.Device.Command:output_type -> virtplug.plugin.v1.CommandResponse
+	36, // [36:51] is the sub-list for method output_type
+	21, // [21:36] is the sub-list for method input_type
+	21, // [21:21] is the sub-list for extension type_name
+	21, // [21:21] is the sub-list for extension extendee
+	0,  // [0:21] is the sub-list for field type_name
 }
 
 func init() { file_sdk_proto_v1_plugin_proto_init() }
@@ -3002,8 +3142,8 @@ func file_sdk_proto_v1_plugin_proto_init() {
 		return
 	}
 	file_sdk_proto_v1_plugin_proto_msgTypes[3].OneofWrappers = []any{}
-	file_sdk_proto_v1_plugin_proto_msgTypes[8].OneofWrappers = []any{}
-	file_sdk_proto_v1_plugin_proto_msgTypes[34].OneofWrappers = []any{
+	file_sdk_proto_v1_plugin_proto_msgTypes[9].OneofWrappers = []any{}
+	file_sdk_proto_v1_plugin_proto_msgTypes[35].OneofWrappers = []any{
 		(*Event_ConfigChanged)(nil),
 		(*Event_Error)(nil),
 		(*Event_Notice)(nil),
@@ -3014,7 +3154,7 @@ func file_sdk_proto_v1_plugin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_sdk_proto_v1_plugin_proto_rawDesc), len(file_sdk_proto_v1_plugin_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   45,
+			NumMessages:   46,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
