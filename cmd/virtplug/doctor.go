@@ -14,6 +14,7 @@ import (
 	"github.com/virtplug/virtplug/core/initrd"
 	"github.com/virtplug/virtplug/core/launcher"
 	"github.com/virtplug/virtplug/core/machine"
+	"github.com/virtplug/virtplug/core/tap"
 )
 
 // Statuses of findings.
@@ -75,7 +76,7 @@ func (a *app) diagnose() (findings []finding, ok bool) {
 		found = finding{"plugins", statusMissing, "none is found; 'virtplug plugin list' shows where it looks"}
 	}
 	findings = append(findings, checkKernels()...)
-	findings = append(findings, checkBusybox(), found, checkMemfd(), checkUserns(), checkFiles(), checkRunRoot())
+	findings = append(findings, checkBusybox(), found, checkMemfd(), checkTun(), checkUserns(), checkFiles(), checkRunRoot())
 	return findings, auto.Status == statusOK && found.Status == statusOK
 }
 
@@ -160,6 +161,17 @@ func checkMemfd() finding {
 		return finding{"memfd", statusMissing, "sealing: " + err.Error()}
 	}
 	return finding{"memfd", statusOK, "guest memory can be shared and sealed"}
+}
+
+func checkTun() finding {
+	usable, err := tap.CanMake()
+	switch {
+	case !usable:
+		return finding{"tun", statusWarning, err.Error() + "; `--net tap` needs it, `--net user` does not"}
+	case err != nil:
+		return finding{"tun", statusOK, "tap interfaces of this user can be used; " + err.Error()}
+	}
+	return finding{"tun", statusOK, "tap interfaces can be made and used"}
 }
 
 func checkUserns() finding {

@@ -39,6 +39,10 @@ powered off and nothing of it is left.
 A device flag is a list of settings, separated by commas: --block disk.img,read_only=true. Two commas stand for one. Settings in
 nested blocks are paths: --console pty,port.agent.socket=agent.sock. 'virtplug plugin describe NAME' lists a device's settings.
 
+A network interface with --net user needs no privileges and no set-up. --net tap:NAME is an interface of the host: one that
+'ip tuntap add dev NAME mode tap user USER' made for you, or else a new one, for which the program needs CAP_NET_ADMIN. --tunnet
+is the lguest Launcher's spelling of a new one.
+
 The guest runs by KVM where this host and the VM allow it, else under User-Mode Linux, and a message says why; --machine chooses.
 'virtplug doctor' shows what this host can do.
 
@@ -52,6 +56,10 @@ With --json standard output has one object a line for each event, the last one w
   virtplug run --memory 256M --kernel linux --initrd initrd.gz --block disk.img,read_only=true --console stdio
   virtplug run --initrd initrd.gz --console socket:con.sock --device block=data,path=data.img,cache=writethrough
   virtplug run --machine kvm --cpus 2 --kernel /boot/vmlinuz-6.1.0-56-cloud-amd64 --initrd initrd.gz --console stdio
+  virtplug run vm.hcl --net user,forward=tcp:8080:80
+  virtplug run vm.hcl --net tap:tap0,queue_pairs=2 --net socket:link.sock
+  virtplug run vm.hcl --tunnet=192.168.19.1:02:00:00:00:00:01
+  virtplug run vm.hcl --tunnet=bridge:br0
   virtplug run --bus lguest --kernel guest.elf --block disk.img --console stdio
   virtplug run vm.hcl --dry-run`,
 		Args:              cobra.MaximumNArgs(1),

@@ -43,6 +43,7 @@ func build(dir string) error {
 		"virtplug":                        ".",
 		pluginhost.FilePrefix + "block":   "../../plugins/block",
 		pluginhost.FilePrefix + "console": "../../plugins/console",
+		pluginhost.FilePrefix + "net":     "../../plugins/net",
 	} {
 		out, err := exec.CommandContext(context.Background(), "go", "build", "-o", filepath.Join(dir, name), pkg).CombinedOutput() //nolint:gosec // our own sources
 		if err != nil {
@@ -55,6 +56,10 @@ func build(dir string) error {
 func TestScripts(t *testing.T) {
 	t.Parallel()
 	bin := os.Getenv(binEnv)
+	examples, err := filepath.Abs("../../examples")
+	if err != nil {
+		t.Fatal(err)
+	}
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/script",
 		Setup: func(e *testscript.Env) error {
@@ -63,6 +68,7 @@ func TestScripts(t *testing.T) {
 			}
 			e.Setenv("PATH", bin+string(os.PathListSeparator)+e.Getenv("PATH"))
 			e.Setenv("BIN", bin)
+			e.Setenv("EXAMPLES", examples)
 			e.Setenv("XDG_RUNTIME_DIR", e.WorkDir) // often too long, which is a test too
 			return nil
 		},
@@ -77,13 +83,20 @@ func condition(name string) (bool, error) {
 	case "root":
 		return os.Getuid() == 0, nil
 	case "kvm": // a /dev/kvm that may be used, whatever it can run
-		f, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0)
-		if err != nil {
-			return false, nil //nolint:nilerr // that is the answer
-		}
-		return true, f.Close()
+		return canOpen("/dev/kvm")
+	case "tun":
+		return canOpen("/dev/net/tun")
 	}
 	return false, fmt.Errorf("unknown condition %q", name)
+}
+
+// canOpen tells whether a device may be used.
+func canOpen(path string) (bool, error) {
+	f, err := os.OpenFile(path, os.O_RDWR, 0) //nolint:gosec // one of two
+	if err != nil {
+		return false, nil //nolint:nilerr // that is the answer
+	}
+	return true, f.Close()
 }
 
 // exits is `exits CODE COMMAND…`: like exec, and the exit status must be CODE.

@@ -25,9 +25,15 @@ import (
 // bin is where TestMain builds the plugins.
 var bin string
 
+// binEnv tells a test that runs itself again, in a namespace, where they are.
+const binEnv = "VIRTPLUG_TEST_PLUGINS"
+
 func TestMain(m *testing.M) { os.Exit(run(m)) }
 
 func run(m *testing.M) int {
+	if bin = os.Getenv(binEnv); bin != "" {
+		return m.Run()
+	}
 	dir, err := os.MkdirTemp("", "virtplug-process-")
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -35,12 +41,16 @@ func run(m *testing.M) int {
 	}
 	defer os.RemoveAll(dir) //nolint:errcheck // a temporary directory
 	bin = dir
-	for _, name := range []string{"block", "console"} {
+	for _, name := range []string{"block", "console", "net"} {
 		cmd := exec.Command("go", "build", "-o", filepath.Join(dir, pluginhost.FilePrefix+name), "../../plugins/"+name) //nolint:gosec,noctx // our own programs
 		if out, err := cmd.CombinedOutput(); err != nil {
 			fmt.Fprintf(os.Stderr, "build plugin %s: %v\n%s", name, err, out)
 			return 1
 		}
+	}
+	if err := os.Setenv(binEnv, dir); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
 	}
 	return m.Run()
 }
@@ -64,15 +74,19 @@ func open(t *testing.T, plugin string, settings map[string]any) *rig {
 	check(t, err)
 	files, err := pluginhost.OpenFiles(desc.GetSchema(), config)
 	check(t, err)
+	config, err = files.Complete(config)
+	check(t, err)
+	state, err := device.NewStateRegion()
+	check(t, err)
 	r := &rig{t: t}
 	log := hclog.New(&hclog.LoggerOptions{Name: plugin, Level: hclog.Warn, Output: testWriter{t}})
 	r.dev = device.New(device.Options{
-		Name: plugin + "0", DeviceID: virtio.DeviceID(desc.GetDeviceId()), Log: log,
+		Name: plugin + "0", DeviceID: virtio.DeviceID(desc.GetDeviceId()), Log: log, State: state,
 		Legacy: slices.Contains(desc.GetCapabilities(), pluginv1.Capability_CAPABILITY_LEGACY),
 		Start: func(ctx context.Context) (device.Instance, error) {
 			i, err := pluginhost.Start(ctx, pluginhost.Spec{
 				Program: prog, Log: log, TempDir: t.TempDir(),
-				Settings: pluginrpc.Settings{DeviceName: plugin + "0", ConfigJSON: config, Files: files.Grants},
+				Settings: pluginrpc.Settings{DeviceName: plugin + "0", ConfigJSON: config, Files: files.Grants, State: state.FD()},
 			})
 			if err != nil {
 				return nil, err
@@ -85,6 +99,7 @@ func open(t *testing.T, plugin string, settings map[string]any) *rig {
 	t.Cleanup(func() {
 		check(t, r.dev.Close())
 		check(t, files.Close())
+		check(t, state.Close())
 	})
 	check(t, r.dev.Open(t.Context()))
 	return r
