@@ -34,7 +34,7 @@ help: ## list the targets
 	@echo 'Variables: MACHINE=$(MACHINE) FUZZTIME=$(FUZZTIME) BENCHTIME=$(BENCHTIME) PREFIX=$(PREFIX) VERSION=$(VERSION)'
 
 .PHONY: demo
-demo: build ## boot Linux whose disk and console are plugins; poweroff or Ctrl-A x ends it. MACHINE=uml, kvm or auto
+demo: build ## boot Linux whose disk, network and console are plugins; poweroff or Ctrl-A x ends it. MACHINE=uml, kvm or auto
 	@MACHINE='$(MACHINE)' BUS='$(BUS)' examples/demo/run
 
 .PHONY: build
@@ -64,7 +64,7 @@ go:
 
 .PHONY: test
 test: go ## run every level of tests and count them
-	@tools/deps.sh guest machine nested unit race
+	@tools/deps.sh guest network machine nested unit race
 	@go run ./tools/testlevels $(TESTLEVELS_FLAGS)
 
 .PHONY: test-unit
@@ -82,7 +82,7 @@ test-process: go ## real plugin and launcher programs: needs only Go
 
 .PHONY: test-guest
 test-guest: go ## boot User-Mode Linux with our devices
-	@tools/deps.sh guest
+	@tools/deps.sh guest network
 	@go run ./tools/testlevels guest
 
 .PHONY: test-machine
@@ -110,6 +110,11 @@ fuzz: go ## run every fuzz target for FUZZTIME (10s, or 5000x executions)
 .PHONY: bench
 bench: go ## run the benchmarks, with allocations
 	@go test -run '^$$' -bench . -benchmem -benchtime $(BENCHTIME) -count $(COUNT) ./sdk/... ./core/... ./plugins/...
+
+.PHONY: bench-net
+bench-net: build ## iperf3 in guests on the user and tap networks, beside other programs' in turn; wants an idle machine
+	@tools/deps.sh guest bench
+	@tools/bench/net
 
 .PHONY: generate
 generate: go ## generate the Go code of the plugin contract

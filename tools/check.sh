@@ -48,7 +48,7 @@ vulnerabilities() {
 
 shell_scripts() {
 	local f bad=0
-	for f in .ci/run tools/*.sh examples/demo/run core/initrd/rootfs/init core/initrd/rootfs/sbin/*; do
+	for f in .ci/run tools/*.sh tools/bench/* examples/demo/run core/initrd/rootfs/init core/initrd/rootfs/sbin/*; do
 		if head -1 "$f" | grep -q bash; then bash -n "$f" || bad=1; else sh -n "$f" || bad=1; fi
 	done
 	return "$bad"

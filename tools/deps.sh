@@ -1,9 +1,9 @@
 #!/bin/sh
 # Installs the Debian packages that a task needs and the machine lacks, and says what and why.
-# Usage: tools/deps.sh TASK…    tasks: guest (User-Mode Linux with our devices), kvm (the demo on the KVM machine), module
-#                               (the lguest bus for Linux), machine (the freestanding guest on KVM), nested (Linux on
-#                               our KVM machine, inside QEMU), unit (what some unit tests compare with), race (the race detector),
-#                               generate (generated code)
+# Usage: tools/deps.sh TASK…    tasks: guest (User-Mode Linux with our devices), network (networks for it), bench (measuring
+#                               them), kvm (the demo on the KVM machine), module (the lguest bus for Linux), machine (the
+#                               freestanding guest on KVM), nested (Linux on our KVM machine, inside QEMU), unit (what some
+#                               unit tests need), race (the race detector), generate (generated code)
 # Needs root or sudo only if something is missing.
 set -eu
 
@@ -57,6 +57,17 @@ for task in "$@"; do
 		need mke2fs e2fsprogs "makes the guest's disk image and checks it afterwards"
 		need debugfs e2fsprogs "reads files out of the guest's disk image without mounting it"
 		;;
+	network)
+		need ip iproute2 "makes the interfaces of the tests' networks"
+		need ping iputils-ping "asks a guest for an answer"
+		need tshark tshark "a second opinion on captured frames"
+		;;
+	bench)
+		need iperf3 iperf3 "measures a guest's network"
+		need ip iproute2 "makes the interfaces for it"
+		need qemu-system-x86_64 qemu-system-x86 "is measured beside"
+		need "$(cloud_kernel)" linux-image-cloud-amd64 "the Linux that QEMU boots"
+		;;
 	machine)
 		need gcc gcc "builds the freestanding guest"
 		need make make "builds the freestanding guest"
@@ -80,6 +91,10 @@ for task in "$@"; do
 		need make make "builds the module of the lguest bus"
 		;;
 	unit)
+		need ip iproute2 "makes the interfaces of the tests' networks"
+		need tshark tshark "a second opinion on captured frames"
+		need passt passt "a peer of the net device's sockets"
+		need qemu-system-x86_64 qemu-system-x86 "another peer of them"
 		need iasl acpica-tools "a second opinion on our ACPI tables"
 		;;
 	race)
@@ -92,7 +107,7 @@ for task in "$@"; do
 		need /usr/include/linux/kvm.h linux-libc-dev "has the kernel's structures for KVM"
 		;;
 	*)
-		echo "tools/deps.sh: $task: unknown task; want guest, kvm, module, machine, nested, unit, race or generate" >&2
+		echo "tools/deps.sh: $task: unknown task; want guest, network, bench, kvm, module, machine, nested, unit, race or generate" >&2
 		exit 2
 		;;
 	esac

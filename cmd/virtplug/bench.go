@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/signal"
 	"strconv"
 	"strings"
+	"syscall"
 	"text/tabwriter"
 	"time"
 
@@ -26,10 +28,15 @@ func (a *app) benchCommand() *cobra.Command {
 		Use:     "bench",
 		Short:   "Measure a device, without a guest",
 		Long:    "Measure a device's plugin through the loopback machine: our own driver loads it, so the figures are the back-end's alone.",
-		Example: "  virtplug bench block --pattern randread --depth 32",
+		Example: "  virtplug bench block --pattern randread --depth 32\n  virtplug bench net",
 	}
-	cmd.AddCommand(a.benchBlockCommand(), a.benchStartCommand())
+	cmd.AddCommand(a.benchBlockCommand(), a.benchNetCommand(), a.benchStartCommand())
 	return cmd
+}
+
+// interruptible is a command's context, which ends when the user interrupts it: then what it made is removed.
+func interruptible(cmd *cobra.Command) (context.Context, context.CancelFunc) {
+	return signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM)
 }
 
 // benchBlock is what `bench block` was asked.
@@ -67,7 +74,9 @@ while nothing is done, as a guest does.`,
 			if len(args) == 1 {
 				b.image = args[0]
 			}
-			return a.benchBlock(cmd.Context(), &b)
+			ctx, stop := interruptible(cmd)
+			defer stop()
+			return a.benchBlock(ctx, &b)
 		},
 	}
 	f := cmd.Flags()
@@ -205,13 +214,14 @@ func (a *app) benchDevice(ctx context.Context, flag config.DeviceFlag) (newDevic
 	if err != nil {
 		return nil, nil, err
 	}
-	prepared, err := host.Prepare(&c, runDir)
+	prepared, err := host.Prepare(vm.Name, &c, runDir)
 	if err != nil {
 		return nil, nil, errors.Join(vm.At(c.Name, "", err), os.RemoveAll(runDir))
 	}
 	newDevice = func() *device.Device {
 		return device.New(device.Options{
 			Name: c.Name, DeviceID: virtio.DeviceID(c.Description.GetDeviceId()), Log: a.logger(), Withhold: c.Withheld,
+			State: prepared.State(),
 			Start: func(ctx context.Context) (device.Instance, error) { return prepared.Start(ctx, nil) },
 		})
 	}

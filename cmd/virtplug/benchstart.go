@@ -29,15 +29,17 @@ temporary image.`,
 			if rounds < 1 || idle <= 0 {
 				return usageError{errors.New("bench start: --rounds and --idle must be positive")}
 			}
+			ctx, stop := interruptible(cmd)
+			defer stop()
 			if len(args) == 1 {
-				return a.benchStart(cmd.Context(), args[0], rounds, idle, asJSON)
+				return a.benchStart(ctx, args[0], rounds, idle, asJSON)
 			}
 			image, err := makeImage(a.stderr, 1<<20)
 			if err != nil {
 				return err
 			}
 			defer func() { err = errors.Join(err, os.Remove(image)) }()
-			return a.benchStart(cmd.Context(), "block,path="+image, rounds, idle, asJSON)
+			return a.benchStart(ctx, "block,path="+image, rounds, idle, asJSON)
 		},
 	}
 	f := cmd.Flags()

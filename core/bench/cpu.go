@@ -7,6 +7,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // cpuTime is how long the threads of pid that live have run, from the scheduler's own count (nanoseconds). The plugin's
@@ -50,4 +52,31 @@ func residentBytes(pid int) uint64 {
 		}
 	}
 	return 0
+}
+
+// threadClock is the CPU time of a thread while it is measured. The thread itself reads it.
+type threadClock struct {
+	phase       int32
+	begin, used time.Duration
+}
+
+// follow is called again and again with the phase of the run.
+func (c *threadClock) follow(phase int32) {
+	if phase == c.phase {
+		return
+	}
+	if phase == netMeasure {
+		c.begin = threadTime()
+	} else if c.phase == netMeasure {
+		c.used += threadTime() - c.begin
+	}
+	c.phase = phase
+}
+
+func threadTime() time.Duration {
+	var t unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &t); err != nil {
+		return 0
+	}
+	return time.Duration(t.Nano())
 }
