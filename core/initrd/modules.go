@@ -25,6 +25,8 @@ var moduleRoots = [...]string{"/usr/lib/uml/modules", "/lib/modules", "/usr/lib/
 var wantedModules = [...]string{
 	"virtio_blk", "virtio_console", "virtio_net", "virtio_scsi", "virtio_balloon", "virtio-rng", "virtio_input",
 	"virtio_mmio", "virtio_pci", "virtiofs", "vmw_vsock_virtio_transport", "fuse",
+	// What the network needs besides its driver: DHCP's raw sockets, IPv6.
+	"af_packet", "ipv6",
 	// A disk's usual file system. It asks for a checksum by name, which modules.dep does not know.
 	"ext4", "crc32c_generic", "crc32c_intel", "crc32c_cryptoapi",
 	// The power button, and a way to tell the machine of a panic.

@@ -21,6 +21,8 @@ type programs struct {
 	initrd string
 	// data is the host's copy of /test/data.
 	data string
+	// bulkSum is the SHA-256 of what tests of the network send.
+	bulkSum string
 	// missing is what this machine lacks; nil: nothing.
 	missing error
 }
@@ -37,7 +39,11 @@ func testMain(m *testing.M) int {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
-	defer os.RemoveAll(dir) //nolint:errcheck // a temporary directory
+	defer os.RemoveAll(dir)                      //nolint:errcheck // a temporary directory
+	if err := os.Chmod(dir, 0o755); err != nil { //nolint:gosec // G302: some tests run the programs as another user
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
 	built, err = build(context.Background(), dir)
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "tests/guest: %v\n", err)
@@ -49,11 +55,12 @@ func testMain(m *testing.M) int {
 // build makes the programs and the RAM disk.
 func build(ctx context.Context, dir string) (programs, error) {
 	p := programs{dir: filepath.Join(dir, "bin"), initrd: filepath.Join(dir, "initrd.gz"), data: filepath.Join(dir, "data")}
-	if err := os.Mkdir(p.dir, 0o700); err != nil {
+	if err := os.Mkdir(p.dir, 0o755); err != nil { //nolint:gosec // G301: as the directory above it
 		return p, err
 	}
 	for name, pkg := range map[string]string{
 		"virtplug": "cmd/virtplug", "virtplug-plugin-block": "plugins/block", "virtplug-plugin-console": "plugins/console",
+		"virtplug-plugin-net": "plugins/net",
 	} {
 		if err := goBuild(ctx, "../..", filepath.Join(p.dir, name), "./"+pkg); err != nil {
 			return p, err
@@ -62,11 +69,19 @@ func build(ctx context.Context, dir string) (programs, error) {
 	if err := os.WriteFile(p.data, session.Pattern(1, 3<<20), 0o600); err != nil {
 		return p, err
 	}
+	var err error
+	if p.bulkSum, err = bulkSum(); err != nil {
+		return p, err
+	}
+	talk := filepath.Join(dir, "talk")
+	if err := goBuild(ctx, ".", talk, "./testdata/talk"); err != nil {
+		return p, err
+	}
 	if p.missing = needs(); p.missing != nil {
 		return p, nil //nolint:nilerr // then the tests are skipped
 	}
 	return p, initrd.BuildFile(ctx, p.initrd, initrd.Options{Add: []initrd.File{
-		{Host: "/sbin/mke2fs"}, {Host: p.data, Guest: "/test/data"},
+		{Host: "/sbin/mke2fs"}, {Host: p.data, Guest: "/test/data"}, {Host: talk, Guest: "/test/talk"},
 	}})
 }
 

@@ -32,12 +32,12 @@ func inProcess(t *testing.T, v *session.VM, flags config.Flags) ([]*device.Devic
 	devices := make([]*device.Device, len(cfg.Devices))
 	for i := range cfg.Devices {
 		d := &cfg.Devices[i]
-		p, err := plugins.Prepare(d, v.Run)
+		p, err := plugins.Prepare("test", d, v.Run)
 		if err != nil {
 			t.Fatal(err)
 		}
 		devices[i] = device.New(device.Options{
-			Name: d.Name, DeviceID: virtio.DeviceID(d.Description.GetDeviceId()), Log: log,
+			Name: d.Name, DeviceID: virtio.DeviceID(d.Description.GetDeviceId()), Log: log, State: p.State(),
 			Start: func(ctx context.Context) (device.Instance, error) { return p.Start(ctx, nil) },
 		})
 		t.Cleanup(func() {

@@ -3,5 +3,7 @@
 //
 //	New ── Launch or Boot ── Expect, Type, Must … ── PowerOff or Ended
 //
+// A Network is a network namespace to start it in, with the test's own servers beside it.
+//
 // It is for tests only, and reports through testing.TB.
 package session

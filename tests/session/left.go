@@ -159,7 +159,10 @@ func (f *Family) marked(pid int) bool {
 }
 
 // Plugin returns the numbers of the processes that run the plugin NAME.
-func (f *Family) Plugin(name string) []int {
+func (f *Family) Plugin(name string) []int { return f.Running("virtplug-plugin-" + name) }
+
+// Running returns the numbers of the processes that run a program, by its file's name, in ascending order.
+func (f *Family) Running(program string) []int {
 	f.Look()
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -168,10 +171,11 @@ func (f *Family) Plugin(name string) []int {
 		if _, _, start, ok := stat(p.pid); !ok || start != p.start {
 			continue
 		}
-		if exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", p.pid)); err == nil && filepath.Base(exe) == "virtplug-plugin-"+name {
+		if exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", p.pid)); err == nil && filepath.Base(exe) == program {
 			out = append(out, p.pid)
 		}
 	}
+	slices.Sort(out)
 	return out
 }
 

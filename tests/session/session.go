@@ -34,6 +34,10 @@ type VM struct {
 	tb testing.TB
 	// Args come before those of Launch and Command: machine, memory, RAM disk. Env is added to the environment.
 	Args, Env []string
+	// Network is where Launch starts the launcher; nil: here.
+	Network *Network
+	// UID is whom Launch starts the launcher as; 0: whoever runs the test. Only root can choose.
+	UID uint32
 	// Stderr is what the launcher says.
 	Stderr *Output
 	// Cmd is the launcher, after Launch. Exited is closed when it has ended.
@@ -147,7 +151,15 @@ func (v *VM) Launch(args ...string) {
 	v.Cmd = v.Command(args...)
 	v.Cmd.Stdin, v.Cmd.Stdout = tty, tty
 	v.Cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
-	if err := v.Cmd.Start(); err != nil {
+	if v.UID != 0 {
+		v.giveTo(v.UID)
+		v.Cmd.SysProcAttr.Credential = &syscall.Credential{Uid: v.UID, Gid: v.UID}
+	}
+	start := v.Cmd.Start
+	if v.Network != nil {
+		start = func() error { return v.Network.Do(v.Cmd.Start) }
+	}
+	if err := start(); err != nil {
 		v.tb.Fatal(err)
 	}
 	v.Family = Watch(v.Cmd.Process.Pid, v.dir)
@@ -157,6 +169,16 @@ func (v *VM) Launch(args ...string) {
 		close(v.Exited)
 	}()
 	v.tb.Cleanup(v.abandon)
+}
+
+// giveTo makes the test's directories somebody else's.
+func (v *VM) giveTo(uid uint32) {
+	v.tb.Helper()
+	for _, d := range []string{v.dir, v.Run, v.Tmp} {
+		if err := os.Chown(d, int(uid), int(uid)); err != nil {
+			v.tb.Fatal(err)
+		}
+	}
 }
 
 // Boot starts `virtplug run ARGS` and waits for the guest's shell.
