@@ -123,7 +123,7 @@ uint64_t option_number(const char *name, uint64_t otherwise)
 void options_unknown(void)
 {
 	static const char *const known[] = {"test", "skip", "end", "load", "depth", "reinit", "area", "offset", "seed", "timeout", "qsize",
-					    "irq", "cpus", "lguest", "virtio_mmio", "virtio_mmio.device", "reboots", "features",
+					    "irq", "cpus", "lguest", "virtio_mmio", "virtio_mmio.device", "reboots", "features", "frames", "inflight", "name", "tcp",
 					    /* the launcher's, for Linux */
 					    "panic", "console", "reboot", "earlyprintk", "root", "ro", "rw", "quiet"};
 

@@ -31,6 +31,8 @@ uint64_t device_known(uint32_t type)
 {
 	uint64_t ring = VIRTQ_F_INDIRECT_DESC | VIRTQ_F_EVENT_IDX | VIRTIO_MMIO_F_VERSION_1;
 
+	if (type == TYPE_NET)
+		return ring | NET_KNOWN;
 	if (type == TYPE_BLOCK)
 		return ring | BLOCK_F_RO | BLOCK_F_FLUSH | BLOCK_F_MQ | BLOCK_F_DISCARD | BLOCK_F_WRITE_ZEROES;
 	return ring;
@@ -193,12 +195,30 @@ static unsigned queues_wanted(struct device *d)
 	switch (d->type) {
 	case TYPE_BLOCK:
 		if ((d->features & BLOCK_F_MQ) && device_config(d, 34, 2, &n) && n)
-			return n < QUEUES_MAX ? (unsigned)n : QUEUES_MAX;
+			return n < BLOCK_QUEUES_MAX ? (unsigned)n : BLOCK_QUEUES_MAX;
 		return 1;
 	case TYPE_ENTROPY:
 		return 1;
+	case TYPE_NET:
+		n = 1;
+		if (d->features & VIRTIO_NET_F_MQ)
+			device_config(d, VIRTIO_NET_CONFIG_PAIRS, 2, &n);
+		return 2 * (unsigned)n + ((d->features & VIRTIO_NET_F_CTRL_VQ) != 0);
 	}
 	return 2;
+}
+
+/* Those of the features offered that the program can use: a network device may have more queue pairs than there is room for here. */
+static uint64_t usable(struct device *d, uint64_t features)
+{
+	uint64_t pairs;
+
+	if (d->type != TYPE_NET || !(features & VIRTIO_NET_F_MQ))
+		return features;
+	if (!(features & VIRTIO_NET_F_CTRL_VQ) || !device_config(d, VIRTIO_NET_CONFIG_PAIRS, 2, &pairs) || pairs < 1 ||
+	    2 * pairs + 1 > QUEUES_MAX)
+		features &= ~VIRTIO_NET_F_MQ;
+	return features;
 }
 
 static bool queue_room(struct queue *q, uint16_t num, size_t ring_bytes)
@@ -276,7 +296,7 @@ static bool negotiate_lguest(struct device *d, uint64_t want)
 	lguest_set_status(&d->lguest, LGUEST_S_ACKNOWLEDGE);
 	lguest_set_status(&d->lguest, LGUEST_S_ACKNOWLEDGE | LGUEST_S_DRIVER);
 	d->offered = lguest_features(&d->lguest);
-	d->features = d->offered & want;
+	d->features = usable(d, d->offered & want);
 	if (lguest_accept(&bus, &d->lguest, (uint32_t)d->features)) {
 		d->why = "the status became 0 by itself";
 		return false;
@@ -289,7 +309,7 @@ static bool negotiate_mmio(struct device *d, uint64_t want)
 	virtio_mmio_add_status(&d->mmio, VIRTIO_MMIO_S_ACKNOWLEDGE);
 	virtio_mmio_add_status(&d->mmio, VIRTIO_MMIO_S_DRIVER);
 	d->offered = virtio_mmio_features(&d->mmio);
-	d->features = d->offered & (want | VIRTIO_MMIO_F_VERSION_1);
+	d->features = usable(d, d->offered & (want | VIRTIO_MMIO_F_VERSION_1));
 	if (virtio_mmio_accept(&d->mmio, d->features)) {
 		d->why = "it does not accept the features";
 		return false;
@@ -304,6 +324,10 @@ bool device_start(struct device *d, uint64_t want)
 	if (!device_reset(d) || !(on_lguest ? negotiate_lguest(d, want) : negotiate_mmio(d, want)))
 		return false;
 	d->queues = queues_wanted(d);
+	if (d->queues > QUEUES_MAX) {
+		d->why = "its configuration has changed meanwhile";
+		return false;
+	}
 	if (on_lguest && d->queues > d->lguest.num_vq)
 		d->queues = d->lguest.num_vq;
 	for (unsigned i = 0; i < d->queues; i++) {

@@ -9,6 +9,7 @@
 
 #include "../include/lguest_bus.h"
 #include "../include/virtio_mmio.h"
+#include "../include/virtio_net.h"
 #include "../include/virtq.h"
 
 /* Instructions. */
@@ -119,7 +120,7 @@ extern struct acpi acpi;
 void acpi_read(void);
 
 /* devices.c: both buses under one interface. */
-enum { DEVICES_MAX = 64, QUEUES_MAX = 4 };
+enum { DEVICES_MAX = 64, QUEUES_MAX = 8, BLOCK_QUEUES_MAX = 4 };
 enum { TYPE_NET = 1, TYPE_BLOCK = 2, TYPE_CONSOLE = 3, TYPE_ENTROPY = 4 };
 enum bus { BUS_LGUEST, BUS_MMIO };
 struct queue {
@@ -193,10 +194,63 @@ bool block_reap(struct device *d);
 int block_do(struct device *d, uint32_t type, uint64_t sector, void *data, uint32_t len, unsigned segments, bool indirect);
 bool block_wait(struct device *d, struct request *r);
 
+/* net.c: network devices, one at a time. */
+enum { NET_PAIRS_MAX = 2, NET_BUFFERS_MAX = 256, NET_POOL = 1 << 20, NET_PIECES_MAX = 4, MAC_BYTES = 6 };
+/* What the program knows of a driver's features, without those by which the device may leave work to the driver. */
+#define NET_KNOWN                                                                                                                  \
+	(VIRTIO_NET_F_MAC | VIRTIO_NET_F_MTU | VIRTIO_NET_F_STATUS | VIRTIO_NET_F_MRG_RXBUF | VIRTIO_NET_F_CTRL_VQ | VIRTIO_NET_F_CTRL_RX | \
+	 VIRTIO_NET_F_CTRL_VLAN | VIRTIO_NET_F_CTRL_RX_EXTRA | VIRTIO_NET_F_CTRL_MAC_ADDR | VIRTIO_NET_F_MQ | VIRTIO_NET_F_CSUM | \
+	 VIRTIO_NET_F_ANY_LAYOUT)
+struct net {
+	struct device *device;
+	unsigned pairs_max, pairs; /* queue pairs that the device has, and that are used */
+	unsigned control;          /* index of the control queue; 0: none */
+	uint32_t mtu, header;      /* bytes of the packet's header */
+	uint8_t mac[MAC_BYTES];
+	uint32_t room;    /* bytes of a receive buffer */
+	unsigned buffers; /* receive buffers of a pair */
+	unsigned slots;   /* transmit buffers of a pair */
+	unsigned next[NET_PAIRS_MAX], busy[NET_PAIRS_MAX]; /* of these: where to look for a free one, how many are under way */
+	uint32_t sent, completed, received;
+	uint32_t merged; /* frames that were in more than one buffer */
+	/* Called for each frame that came, which is the callee's until it returns. False: it is wrong, device->why tells. */
+	bool (*frame)(struct net *n, unsigned pair, const uint8_t *frame, uint32_t len);
+	void *arg;
+};
+/*
+ * Resets and starts a device with those of features that it offers, and posts receive buffers: of room bytes each (0: of a whole
+ * packet), at most `buffers` for each pair. False: device->why tells.
+ */
+bool net_start(struct net *n, struct device *d, uint64_t features, uint32_t room, unsigned buffers);
+/* Posts receive buffers again, of another size or number, when the device has none left. */
+bool net_post(struct net *n, uint32_t room, unsigned buffers);
+/* Whether another frame can be sent, in any shape. */
+bool net_can_send(struct net *n, unsigned pair);
+/* Where the next frame of a pair is to be written, of at most net_frame_max bytes; NULL: all are under way. */
+uint8_t *net_room(struct net *n, unsigned pair);
+uint32_t net_frame_max(const struct net *n);
+/* Adds the frame that is in net_room, without publishing it (device_kick); shape: 0.. chooses how it lies in descriptors. */
+bool net_send(struct net *n, unsigned pair, uint32_t len, unsigned shape);
+/* Takes back what the device has used on all queues; frames go to n->frame. False: something is wrong, device->why tells. */
+bool net_reap(struct net *n);
+/* A command of the control queue. Returns the device's answer; -1: none, device->why tells. */
+int net_control(struct net *n, uint8_t class, uint8_t command, const void *data, uint32_t len);
+/* The device's receive buffer i of pair; for tests that watch over it. */
+uint8_t *net_buffer(struct net *n, unsigned pair, unsigned i);
+
 /* block.c too: content that the host can make again. */
 /* Word w of the disk is x ^ x>>27 of x = (y ^ y>>30) * 0xbf58476d1ce4e5b9 of y = seed + w * 0x9e3779b97f4a7c15 (as in splitmix64). */
 void pattern_fill(void *to, uint64_t first_word, uint32_t words, uint64_t seed);
 uint32_t crc32c(uint32_t crc, const void *p, size_t n); /* start and end with the plain value, as Go's crc32.Update */
+
+/* test_abuse.c: chains that break the rules. */
+const char *abuse_name(unsigned i); /* NULL: there are no more */
+/* Puts abuse i on a queue of a device that has just been started. False: virtio-mmio does not ask for a reset, d->why tells. */
+bool abuse_queue(struct device *d, unsigned queue, unsigned i);
+bool asks_for_reset(void *device);
+
+/* test_net.c: sends a few frames to a device that gives them back. False: d->why tells. */
+bool net_echo(struct net *n, uint32_t frames);
 
 /* test_*.c */
 struct test {
@@ -204,7 +258,8 @@ struct test {
 	void (*run)(void);
 	bool by_default;
 };
-extern const struct test machine_tests[], device_tests[], block_tests[], load_tests[], abuse_tests[];
+extern const struct test machine_tests[], device_tests[], block_tests[], net_tests[], network_tests[], net_abuse_tests[], load_tests[],
+	abuse_tests[];
 
 /* end.c */
 void end(const char *how) __attribute__((noreturn));

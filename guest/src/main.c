@@ -36,7 +36,8 @@ static bool wanted(const struct test *t)
 	return t->by_default;
 }
 
-static const struct test *const groups[] = {machine_tests, device_tests, block_tests, load_tests, abuse_tests};
+static const struct test *const groups[] = {machine_tests,   device_tests, block_tests, net_tests, network_tests,
+					    net_abuse_tests, load_tests,   abuse_tests};
 enum { GROUPS = sizeof(groups) / sizeof(*groups) };
 
 /* A name of which no test is: a run that tests nothing must not look like a good one. */

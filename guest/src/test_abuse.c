@@ -66,45 +66,59 @@ static const struct {
 	{"index_jumps", index_jumps},
 };
 
-static bool asks_for_reset(void *arg)
+bool asks_for_reset(void *arg)
 {
 	struct device *d = arg;
 
 	return (virtio_mmio_status(&d->mmio) & VIRTIO_MMIO_S_NEEDS_RESET) != 0;
 }
 
-static bool abuse(struct device *d, unsigned i)
-{
-	struct queue *q = &d->q[0];
-	uint32_t interrupts;
+struct told {
+	struct device *device;
+	uint32_t before;
+};
 
-	if (!device_start(d, device_known(d->type)))
-		return false;
-	interrupts = d->config_interrupts;
+static bool told(void *arg)
+{
+	struct told *t = arg;
+
+	return t->device->config_interrupts != t->before;
+}
+
+const char *abuse_name(unsigned i) { return i < sizeof(abuses) / sizeof(*abuses) ? abuses[i].name : NULL; }
+
+bool abuse_queue(struct device *d, unsigned queue, unsigned i)
+{
+	struct queue *q = &d->q[queue];
+	uint32_t interrupts = d->config_interrupts;
+
 	memset(data, 0, sizeof(data));
 	q->vq.avail[2] = 0;
 	q->vq.avail_idx = 1;
 	abuses[i].prepare(q);
-	device_kick(d, 0);
+	device_kick(d, queue);
 	if (d->bus == BUS_LGUEST)
 		return true;
 	if (!wait_for(asks_for_reset, d)) {
 		d->why = "the device does not ask for a reset";
 		return false;
 	}
-	if (d->config_interrupts == interrupts) {
+	/* It comes after the status that it tells of. */
+	if (!wait_for(told, &(struct told){d, interrupts})) {
 		d->why = "the device asks for a reset, without an interrupt";
 		return false;
 	}
 	return true;
 }
 
+static bool abuse(struct device *d, unsigned i) { return device_start(d, device_known(d->type)) && abuse_queue(d, 0, i); }
+
 static void test_abuse(void)
 {
 	struct device *d;
 
 	for (unsigned n = 0; (d = device_of_type(TYPE_BLOCK, n)); n++)
-		for (unsigned i = 0; i < sizeof(abuses) / sizeof(*abuses); i++) {
+		for (unsigned i = 0; abuse_name(i); i++) {
 			if (!abuse(d, i))
 				fail(d->name, "abuse", "%s: %s", abuses[i].name, d->why);
 			else if (!device_start(d, device_known(d->type)) || block_do(d, BLOCK_IN, 0, data, SECTOR, 1, false) != BLOCK_OK)

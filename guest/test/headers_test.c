@@ -12,6 +12,7 @@ static unsigned port_writes;
 
 #include "../include/lguest_bus.h"
 #include "../include/virtio_mmio.h"
+#include "../include/virtio_net.h"
 #include "../include/virtq.h"
 
 #define CHECK(x) \
@@ -320,6 +321,57 @@ static void virtio_mmio_takes_version_2_only(void)
 	CHECK(virtio_mmio_queue_start(&d, 0, 256, 0, 0, 0) == -1);
 }
 
+static void a_packets_header_is_as_long_as_the_features_say(void)
+{
+	uint8_t packet[64] = {VIRTIO_NET_HDR_F_DATA_VALID, 0, 1, 0, 2, 0, 3, 0, 4, 0, 5, 0, 99};
+	struct virtio_net_hdr h;
+
+	CHECK(sizeof(h) == 12 && virtio_net_hdr_bytes(0) == 10);
+	CHECK(virtio_net_hdr_bytes(VIRTIO_NET_F_MRG_RXBUF) == 12 && virtio_net_hdr_bytes(VIRTIO_NET_F_VERSION_1) == 12);
+	/* Legacy: the two bytes after ten are the frame's. */
+	CHECK(virtio_net_received(packet, 10, 0, &h) == 1 && h.num_buffers == 0 && h.csum_offset == 4 && h.hdr_len == 1);
+	CHECK(virtio_net_received(packet, 9, 0, &h) == 0);
+	CHECK(virtio_net_received(packet, 64, VIRTIO_NET_F_MRG_RXBUF, &h) == 5 && h.num_buffers == 5);
+	CHECK(virtio_net_received(packet, 11, VIRTIO_NET_F_MRG_RXBUF, &h) == 0);
+	packet[10] = 0;
+	CHECK(virtio_net_received(packet, 64, VIRTIO_NET_F_MRG_RXBUF, &h) == 0);
+	CHECK(virtio_net_received(packet, 64, VIRTIO_NET_F_VERSION_1, &h) == 1);
+	CHECK(virtio_net_room(0, 1500) == 1528 && virtio_net_room(VIRTIO_NET_F_VERSION_1, 9000) == 9030);
+	CHECK(virtio_net_room(VIRTIO_NET_F_GUEST_TSO4, 1500) == 65566);
+	CHECK(virtio_net_ctrl(1) == 2 && virtio_net_rx(3) == 6 && virtio_net_tx(3) == 7 && virtio_net_ctrl(4) == 8);
+}
+
+static void a_header_may_promise_only_what_was_negotiated(void)
+{
+	enum { CSUM = VIRTIO_NET_HDR_F_NEEDS_CSUM, T4 = VIRTIO_NET_HDR_GSO_TCPV4, T6 = VIRTIO_NET_HDR_GSO_TCPV6, ECN = VIRTIO_NET_HDR_GSO_ECN };
+	const uint64_t csum = VIRTIO_NET_F_GUEST_CSUM, tso = csum | VIRTIO_NET_F_GUEST_TSO4;
+	const struct {
+		struct virtio_net_hdr h;
+		uint64_t features;
+		bool ok;
+	} c[] = {
+		{{.flags = 0}, 0, true},
+		{{.flags = CSUM, .csum_start = 34, .csum_offset = 16}, 0, false},
+		{{.flags = CSUM, .csum_start = 34, .csum_offset = 16}, csum, true},
+		{{.flags = CSUM, .csum_start = 90, .csum_offset = 8}, csum, true},
+		{{.flags = CSUM, .csum_start = 90, .csum_offset = 9}, csum, false},
+		{{.flags = CSUM, .csum_start = 0xffff, .csum_offset = 0xffff}, csum, false},
+		{{.flags = CSUM, .gso_type = T4, .gso_size = 50}, csum, false},
+		{{.flags = CSUM, .gso_type = T4, .gso_size = 50}, tso, true},
+		{{.flags = CSUM, .gso_type = T4, .gso_size = 0}, tso, false},
+		{{.flags = CSUM, .gso_type = T4, .gso_size = 101}, tso, false},
+		{{.flags = 0, .gso_type = T4, .gso_size = 50}, tso, false},
+		{{.flags = CSUM, .gso_type = T6, .gso_size = 50}, tso, false},
+		{{.flags = CSUM, .gso_type = T4 | ECN, .gso_size = 50}, tso, false},
+		{{.flags = CSUM, .gso_type = T4 | ECN, .gso_size = 50}, tso | VIRTIO_NET_F_GUEST_ECN, true},
+		{{.flags = CSUM, .gso_type = ECN, .gso_size = 50}, ~0ull, false},
+		{{.flags = CSUM, .gso_type = 2, .gso_size = 50}, ~0ull, false},
+	};
+
+	for (unsigned i = 0; i < sizeof(c) / sizeof(*c); i++)
+		CHECK(virtio_net_hdr_ok(&c[i].h, c[i].features, 100) == c[i].ok);
+}
+
 /* A device cannot have used what it was not told of, even if the driver has it ready. */
 static void what_is_not_published_cannot_be_used(void)
 {
@@ -363,6 +415,8 @@ int main(void)
 	any_page_is_read_within_its_bounds();
 	a_ring_outside_the_bus_is_refused();
 	virtio_mmio_takes_version_2_only();
+	a_packets_header_is_as_long_as_the_features_say();
+	a_header_may_promise_only_what_was_negotiated();
 	puts("PASS headers");
 	return 0;
 }

@@ -17,8 +17,11 @@ type running struct {
 	Counters map[string]number
 	Devices  []struct {
 		Name   string
+		State  string
 		Pid    int
 		Queues []struct{ Kicks, Completed number }
+		// Counters are the plugin's.
+		Counters map[string]number
 	}
 }
 

@@ -39,7 +39,7 @@ echo always >/sys/kernel/mm/transparent_hugepage/shmem_enabled
 stty -F /dev/ttyS1 raw -echo
 export VIRTPLUG_TEST_PARTS=%s HOME=/root
 cd /root
-%s -test.v=test2json -test.parallel=1 -test.timeout=%s -test.run='%s' >/dev/ttyS1 2>&1 </dev/null
+%s -test.v=test2json -test.parallel=1 -test.timeout=%s -test.run='%s' -test.skip='%s' >/dev/ttyS1 2>&1 </dev/null
 echo "%s$?" >/dev/ttyS1
 # What was written has to be out before the machine goes.
 stty -F /dev/ttyS1 >/dev/null
@@ -51,7 +51,7 @@ const exitMark = "=== the inner run has ended with exit status "
 
 // buildImage makes level 1 in dir: parts, tests and modules in a RAM disk that is not compressed, for unpacking takes long in an
 // emulator.
-func buildImage(ctx context.Context, dir, run string) (level1, error) {
+func buildImage(ctx context.Context, dir, run, skip string) (level1, error) {
 	kernel, _, err := parts.Kernel()
 	if err != nil {
 		return level1{}, err
@@ -66,12 +66,13 @@ func buildImage(ctx context.Context, dir, run string) (level1, error) {
 	if err := parts.TestBinary(ctx, repository, filepath.Join(string(built), filepath.Base(guestTests)), "./tests/kvm"); err != nil {
 		return level1{}, err
 	}
-	add, modules, err := kvmModules(kernel)
+	// KVM for AMD's processors, and taps for the guests' networks.
+	add, modules, err := modulesFor(kernel, "kvm-amd", "tun")
 	if err != nil {
 		return level1{}, err
 	}
 	script := filepath.Join(dir, "rc.local")
-	text := fmt.Sprintf(rcLocal, strings.Join(modules, " "), guestParts, guestTests, innerLimit, run, exitMark)
+	text := fmt.Sprintf(rcLocal, strings.Join(modules, " "), guestParts, guestTests, innerLimit, run, skip, exitMark)
 	if err := os.WriteFile(script, []byte(text), 0o600); err != nil { //nolint:gosec // G703: a file of this test
 		return level1{}, err
 	}
@@ -96,9 +97,9 @@ func writeInitrd(ctx context.Context, name string, o initrd.Options) error {
 	return errors.Join(err, f.Close(), r.Close())
 }
 
-// kvmModules are the files of KVM's module for AMD's processors and of those that it needs, and their names below
-// /lib/modules/RELEASE in the order in which they are loaded.
-func kvmModules(kernel string) ([]initrd.File, []string, error) {
+// modulesFor are the files of these modules and of those that they need, and their names below /lib/modules/RELEASE in the order
+// in which they are loaded.
+func modulesFor(kernel string, wanted ...string) (files []initrd.File, names []string, err error) {
 	release, err := initrd.Release(kernel)
 	if err != nil {
 		return nil, nil, err
@@ -111,19 +112,25 @@ func kvmModules(kernel string) ([]initrd.File, []string, error) {
 	if err != nil {
 		return nil, nil, err
 	}
+	needs := map[string][]string{}
 	for line := range strings.Lines(string(deps)) {
-		file, needs, _ := strings.Cut(line, ":")
-		if base, _, _ := strings.Cut(path.Base(file), "."); base != "kvm-amd" {
-			continue
-		}
-		names := append([]string{file}, strings.Fields(needs)...)
-		slices.Reverse(names)
-		var files []initrd.File
-		for _, n := range names {
-			host := filepath.Join(dir, n)
-			files = append(files, initrd.File{Host: host, Guest: path.Join("/lib/modules", release, n)})
-		}
-		return files, names, nil
+		file, rest, _ := strings.Cut(line, ":")
+		base, _, _ := strings.Cut(path.Base(file), ".")
+		needs[base] = append([]string{file}, strings.Fields(rest)...)
 	}
-	return nil, nil, fmt.Errorf("%s/modules.dep: no kvm-amd; reinstall the kernel's package", dir)
+	for _, w := range wanted {
+		chain := slices.Clone(needs[w])
+		if len(chain) == 0 {
+			return nil, nil, fmt.Errorf("%s/modules.dep: no %s; reinstall the kernel's package", dir, w)
+		}
+		slices.Reverse(chain)
+		for _, n := range chain {
+			if slices.Contains(names, n) {
+				continue
+			}
+			names = append(names, n)
+			files = append(files, initrd.File{Host: filepath.Join(dir, n), Guest: path.Join("/lib/modules", release, n)})
+		}
+	}
+	return files, names, nil
 }

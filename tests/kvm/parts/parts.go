@@ -62,6 +62,7 @@ func Build(ctx context.Context, root, dir string) (Dir, error) {
 	}
 	for name, pkg := range map[string]string{
 		"virtplug": "./cmd/virtplug", "virtplug-plugin-block": "./plugins/block", "virtplug-plugin-console": "./plugins/console",
+		"virtplug-plugin-net": "./plugins/net",
 	} {
 		if err := goBuild(ctx, root, filepath.Join(d.Bin(), name), pkg); err != nil {
 			return d, err
