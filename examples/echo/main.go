@@ -129,8 +129,26 @@ func (e *echo) next() (string, bool) {
 func (e *echo) delivered() {
 	e.mu.Lock()
 	e.news, e.told = e.news[1:], e.told+1
+	err := e.env.SaveState(append([]byte{stateFormat}, binary.LittleEndian.AppendUint32(nil, e.told)...))
 	e.mu.Unlock()
+	if err != nil {
+		e.env.Fail(err, false)
+	}
 	e.env.ConfigChanged()
+}
+
+// stateFormat begins the state; another version of this program may find it.
+const stateFormat = 1
+
+// RestoreState goes on counting where an instance that died had stopped.
+func (e *echo) RestoreState(b []byte) error {
+	if len(b) != 5 || b[0] != stateFormat {
+		return fmt.Errorf("state of %d bytes is not of this version: want format %d", len(b), stateFormat)
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.told = binary.LittleEndian.Uint32(b[1:])
+	return nil
 }
 
 // ReadConfig is the configuration space: le32, the number of announcements so far.
@@ -168,6 +186,7 @@ func plugin() sdk.Plugin[settings] {
 	return sdk.Plugin[settings]{
 		Name: "echo", Version: "0.1.0", Device: 4000, // not assigned by the specification
 		Description: "Gives back what it gets, and announces what it is told.",
+		State:       true,
 		Commands:    []sdk.CommandSpec{{Name: "say", Description: "Announce something to the driver.", Args: sayArgs{}}},
 		New:         newEcho,
 	}
