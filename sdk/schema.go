@@ -33,7 +33,7 @@ import (
 //	min:"1" max:"8"         inclusive bounds of a number, size or duration; of a slice of structs: how many blocks
 //	file:"write,…"          how a File is opened: write, create, append, block_device, any_kind, read_only_if=name
 //	tap:"mtu=mtu,…"         how a Tap is made: the settings beside it that give queue_pairs (an integer), bridge (a string),
-//	                        addresses (a []string), mtu (an integer)
+//	                        addresses (a []string), mtu (an integer); bridge and addresses have no default
 //
 // Types: string, bool, all ints and uints, float64, Size, time.Duration, []string, File, Listener, Tap; and []struct, a
 // repeatable block whose struct has the same tags. An integer's own range bounds the setting too.

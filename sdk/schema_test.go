@@ -27,7 +27,9 @@ type settings struct {
 	Cache    sdk.Size      `config:"cache" default:"64MiB" min:"4K"`
 	Timeout  time.Duration `config:"timeout" default:"1.5s" min:"1ms"`
 	Tags     []string      `config:"tags" default:"[\"a\"]"`
-	Tap      sdk.Tap       `config:"tap" tap:"queue_pairs=queues,bridge=mode,addresses=tags,mtu=offset"`
+	Tap      sdk.Tap       `config:"tap" tap:"queue_pairs=queues,bridge=bridge,addresses=hosts,mtu=offset"`
+	Bridge   string        `config:"bridge"`
+	Hosts    []string      `config:"hosts"`
 	Ports    []port        `config:"port" max:"2" help:"A port."`
 	Skipped  chan int      `config:"-"`
 }
@@ -57,7 +59,9 @@ func TestSchemaOfHasWhatTheTagsSay(t *testing.T) {
 		{"name":"cache","type":"ATTRIBUTE_TYPE_SIZE","defaultJson":"67108864","min":4096},
 		{"name":"timeout","type":"ATTRIBUTE_TYPE_DURATION","defaultJson":"1500000000","min":1000000},
 		{"name":"tags","type":"ATTRIBUTE_TYPE_STRING_LIST","defaultJson":"[\"a\"]"},
-		{"name":"tap","type":"ATTRIBUTE_TYPE_TAP","tap":{"queuePairs":"queues","bridge":"mode","addresses":"tags","mtu":"offset"}}],
+		{"name":"tap","type":"ATTRIBUTE_TYPE_TAP","tap":{"queuePairs":"queues","bridge":"bridge","addresses":"hosts","mtu":"offset"}},
+		{"name":"bridge","type":"ATTRIBUTE_TYPE_STRING"},
+		{"name":"hosts","type":"ATTRIBUTE_TYPE_STRING_LIST"}],
 	  "blocks": [{"name":"port","label":"name","maxItems":2,"description":"A port.","schema":{"attributes":[
 		{"name":"socket","type":"ATTRIBUTE_TYPE_LISTENER"},
 		{"name":"log","type":"ATTRIBUTE_TYPE_FILE","file":{"create":true,"append":true}},

@@ -230,10 +230,7 @@ func (a *app) benchNetBackend(ctx context.Context, b *benchNet, backend string) 
 
 // flag is the device as --net would name it.
 func (b *benchNet) flag(backend, socket string) config.DeviceFlag {
-	parts := []string{"net", "backend=" + backend, "queue_size=" + strconv.Itoa(b.queueSize)}
-	if b.pairs > 1 {
-		parts = append(parts, "queue_pairs="+strconv.Itoa(b.pairs))
-	}
+	parts := []string{"net", "backend=" + backend, "queue_size=" + strconv.Itoa(b.queueSize), "queue_pairs=" + strconv.Itoa(b.pairs)}
 	switch backend {
 	case "tap":
 		parts = append(parts, "tap="+benchTap)

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"syscall"
 
 	"github.com/vishvananda/netlink"
@@ -19,7 +20,12 @@ func (a *app) inNetworkNamespace(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	cmd := exec.CommandContext(ctx, self, append(os.Args[1:], "--in-namespace")...) //nolint:gosec // G204: this very program
+	args := slices.Clone(os.Args[1:])
+	end := slices.Index(args, "--") // behind it flags are names
+	if end < 0 {
+		end = len(args)
+	}
+	cmd := exec.CommandContext(ctx, self, slices.Insert(args, end, "--in-namespace")...) //nolint:gosec // G204: this very program
 	cmd.Args[0] = os.Args[0]
 	cmd.Stdout, cmd.Stderr = a.stdout, a.stderr
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }

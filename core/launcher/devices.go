@@ -2,6 +2,7 @@ package launcher
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -43,7 +44,7 @@ func (r *run) prepare(runDir string) error {
 	}
 	vm := r.o.VM.Name
 	if !r.o.VM.Named {
-		vm = runDir // no other running VM's
+		vm = rand.Text() // no other VM's: process numbers, and so run directories, are the same in each container
 	}
 	for i := range r.o.VM.Devices {
 		d := &r.o.VM.Devices[i]

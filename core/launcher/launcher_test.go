@@ -476,9 +476,13 @@ func TestAGuestThatRestartsInALoopIsSlowedDown(t *testing.T) {
 // VMs of one name have the same addresses: those that nobody gave a name must not share the default one.
 func TestAVMWithoutANameIsNobodyElse(t *testing.T) {
 	t.Parallel()
+	root := "" // of all runs, as a user's: the directory of one that ended may be used again, in a container by the same process number
 	names := func(named bool) []string {
 		r, o := newRig(t)
-		o.VM.Named = named
+		if root == "" {
+			root = o.RunRoot
+		}
+		o.RunRoot, o.VM.Named = root, named
 		if _, err := launcher.Run(t.Context(), o); err != nil {
 			t.Fatal(err)
 		}

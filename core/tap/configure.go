@@ -49,13 +49,29 @@ func hint(err error, command string, args ...any) string {
 	return ""
 }
 
+func mtuError(name string, mtu int, err error) error {
+	return wrong(FieldMTU, "interface %s: set its MTU to %d: %w%s", name, mtu, err, hint(err, "ip link set %s mtu %d", name, mtu))
+}
+
+func bridgeError(name, bridge string, err error) error {
+	return wrong(FieldBridge, "interface %s: attach it to bridge %s: %w%s", name, bridge, err, hint(err, "ip link set %s master %s", name, bridge))
+}
+
+func addressError(name string, a netip.Prefix, err error) error {
+	how := hint(err, "ip address add %s dev %s", a, name)
+	if a.Addr().Is6() && (errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EACCES) && netAdmin()) {
+		how = ": IPv6 is switched off on this host"
+	}
+	return wrong(FieldAddresses, "interface %s: give it the address %s: %w%s", name, a, err, how)
+}
+
 func (t *Tap) setMTU(mtu int, link netlink.Link) error {
 	was := t.MTU
 	if mtu == 0 || mtu == was {
 		return nil
 	}
 	if err := netlink.LinkSetMTU(link, mtu); err != nil {
-		return wrong(FieldMTU, "interface %s: set its MTU to %d: %w%s", t.Name, mtu, err, hint(err, "ip link set %s mtu %d", t.Name, mtu))
+		return mtuError(t.Name, mtu, err)
 	}
 	t.MTU = mtu
 	t.remember(func() error { return netlink.LinkSetMTU(link, was) })
@@ -67,7 +83,6 @@ func (t *Tap) attach(link, bridge netlink.Link) error {
 	if bridge == nil || link.Attrs().MasterIndex == bridge.Attrs().Index {
 		return nil
 	}
-	name := bridge.Attrs().Name
 	if mac := link.Attrs().HardwareAddr; t.Made && len(mac) == 6 {
 		// A bridge takes its ports' lowest address: a high one keeps ours from becoming the host's.
 		high := append(net.HardwareAddr{0xfe}, mac[1:]...)
@@ -76,7 +91,7 @@ func (t *Tap) attach(link, bridge netlink.Link) error {
 		}
 	}
 	if err := netlink.LinkSetMaster(link, bridge); err != nil {
-		return wrong(FieldBridge, "interface %s: attach it to bridge %s: %w%s", t.Name, name, err, hint(err, "ip link set %s master %s", t.Name, name))
+		return bridgeError(t.Name, bridge.Attrs().Name, err)
 	}
 	t.remember(func() error { return netlink.LinkSetNoMaster(link) })
 	return nil
@@ -95,8 +110,24 @@ func (t *Tap) bringUp(link netlink.Link) error {
 	case err != nil:
 		return wrong(FieldName, "interface %s: set it up: %w", t.Name, err)
 	}
-	t.remember(func() error { return netlink.LinkSetDown(link) })
+	t.remember(func() error { return setDown(link) })
 	return nil
+}
+
+// setDown sets the interface down and leaves it its addresses: the kernel takes those of IPv6 from it.
+func setDown(link netlink.Link) error {
+	kept, err := netlink.AddrList(link, netlink.FAMILY_V6)
+	errs := []error{err, netlink.LinkSetDown(link)}
+	for _, a := range kept {
+		if a.Flags&unix.IFA_F_PERMANENT == 0 || a.IP.IsLinkLocalUnicast() { // the kernel's own
+			continue
+		}
+		again := &netlink.Addr{IPNet: a.IPNet, Flags: a.Flags & (unix.IFA_F_NODAD | unix.IFA_F_NOPREFIXROUTE)}
+		if err := netlink.AddrAdd(link, again); !errors.Is(err, unix.EEXIST) { // net.ipv6.conf.all.keep_addr_on_down
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
 }
 
 func (t *Tap) addAddress(link netlink.Link, a netip.Prefix) error {
@@ -105,11 +136,7 @@ func (t *Tap) addAddress(link netlink.Link, a netip.Prefix) error {
 		addr.Flags = unix.IFA_F_NODAD // the host's end of a cable of two: nobody else can have it
 	}
 	if err := netlink.AddrAdd(link, addr); err != nil {
-		how := hint(err, "ip address add %s dev %s", a, t.Name)
-		if a.Addr().Is6() && (errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EACCES) && netAdmin()) {
-			how = ": IPv6 is switched off on this host"
-		}
-		return wrong(FieldAddresses, "interface %s: give it the address %s: %w%s", t.Name, a, err, how)
+		return addressError(t.Name, a, err)
 	}
 	t.remember(func() error { return netlink.AddrDel(link, addr) })
 	return nil

@@ -44,10 +44,32 @@ func Probe(c Config) error {
 	switch {
 	case err != nil:
 		return err
-	case p.existing == nil && !netAdmin():
-		return notAllowed(c, nil, unix.EPERM)
+	case !netAdmin():
+		return p.mayNot(c)
 	}
 	return nil
+}
+
+// mayNot tells what the kernel will refuse to a process without CAP_NET_ADMIN.
+func (p *plan) mayNot(c Config) error {
+	switch {
+	case p.existing == nil:
+		return notAllowed(c, nil, unix.EPERM)
+	case p.tun.Owner != 0 && int64(p.tun.Owner) != int64(os.Geteuid()): // 0 may also say that it is anybody's
+		return notAllowed(c, p.tun, unix.EPERM)
+	}
+	l := p.existing.Attrs()
+	var errs []error
+	if c.MTU != 0 && c.MTU != l.MTU {
+		errs = append(errs, mtuError(c.Name, c.MTU, unix.EPERM))
+	}
+	if p.bridge != nil && p.bridge.Attrs().Index != l.MasterIndex {
+		errs = append(errs, bridgeError(c.Name, c.Bridge, unix.EPERM))
+	}
+	for _, a := range p.addresses {
+		errs = append(errs, addressError(c.Name, a, unix.EPERM))
+	}
+	return errors.Join(errs...)
 }
 
 // CanMake tells what keeps this process from making interfaces; nil: nothing. usable: it may at least use persistent ones of its

@@ -225,6 +225,10 @@ func checkTapAccess(t *pluginv1.TapAccess, names map[string]*pluginv1.Attribute)
 			kind := strings.ToLower(strings.TrimPrefix(n.want.String(), "ATTRIBUTE_TYPE_"))
 			return fmt.Errorf("tap: %s=%s: no attribute of type %s in this block", n.key, clip(n.name), kind)
 		}
+		// What the interface is connected to is the user's to say.
+		if (n.key == "bridge" || n.key == "addresses") && names[n.name].GetDefaultJson() != "" {
+			return fmt.Errorf("tap: %s=%s: it must not have a default", n.key, clip(n.name))
+		}
 	}
 	return nil
 }

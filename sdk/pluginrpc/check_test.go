@@ -155,6 +155,16 @@ func TestADescriptionThatBreaksTheContractIsRefused(t *testing.T) {
 				Name: "t", Type: pluginv1.AttributeType_ATTRIBUTE_TYPE_TAP, Tap: &pluginv1.TapAccess{Mtu: "a"},
 			})
 		},
+		"bridge that the user did not name": func(d *pluginv1.DescribeResponse) {
+			d.Schema.Attributes = append(d.Schema.Attributes,
+				&pluginv1.Attribute{Name: "br", Type: pluginv1.AttributeType_ATTRIBUTE_TYPE_STRING, DefaultJson: `"br0"`},
+				&pluginv1.Attribute{Name: "t", Type: pluginv1.AttributeType_ATTRIBUTE_TYPE_TAP, Tap: &pluginv1.TapAccess{Bridge: "br"}})
+		},
+		"address that the user did not name": func(d *pluginv1.DescribeResponse) {
+			d.Schema.Attributes = append(d.Schema.Attributes,
+				&pluginv1.Attribute{Name: "ad", Type: pluginv1.AttributeType_ATTRIBUTE_TYPE_STRING_LIST, DefaultJson: `["10.0.0.1/24"]`},
+				&pluginv1.Attribute{Name: "t", Type: pluginv1.AttributeType_ATTRIBUTE_TYPE_TAP, Tap: &pluginv1.TapAccess{Addresses: "ad"}})
+		},
 		"deep schema":   func(d *pluginv1.DescribeResponse) { d.Schema = deep },
 		"command name":  func(d *pluginv1.DescribeResponse) { d.Commands = []*pluginv1.CommandSpec{{Name: "a b"}} },
 		"command twice": func(d *pluginv1.DescribeResponse) { d.Commands = []*pluginv1.CommandSpec{{Name: "a"}, {Name: "a"}} },

@@ -538,9 +538,9 @@ type TapAccess struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// An integer: how many queues (IFF_MULTI_QUEUE if more than 1).
 	QueuePairs string `protobuf:"bytes,1,opt,name=queue_pairs,json=queuePairs,proto3" json:"queue_pairs,omitempty"`
-	// A string: the bridge to attach the interface to; empty: none.
+	// A string without a default: the bridge to attach the interface to; empty: none.
 	Bridge string `protobuf:"bytes,2,opt,name=bridge,proto3" json:"bridge,omitempty"`
-	// A list of strings: the host's addresses on the interface, "192.168.19.1/24".
+	// A list of strings without a default: the host's addresses on the interface, "192.168.19.1/24".
 	Addresses string `protobuf:"bytes,3,opt,name=addresses,proto3" json:"addresses,omitempty"`
 	// An integer: the interface's MTU; 0: as it is. JSON: the MTU that it has in the end, or the most that the attribute takes.
 	Mtu           string `protobuf:"bytes,4,opt,name=mtu,proto3" json:"mtu,omitempty"`
