@@ -337,6 +337,18 @@ func TestTapDropsWhatCannotBeAndGoesOn(t *testing.T) {
 	if n := r.Statistics()["tap_rx_dropped_long"]; n == 0 {
 		t.Error("the longer frame is not counted")
 	}
+	for range 3 * tapDrops {
+		if _, err := host.WriteToUDP(make([]byte, 900), guestPort()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	before := r.Statistics()["tap_rx_dropped_long"]
+	if _, err := r.Port(0).Receive([]frame{{bufs: [][]byte{make([]byte, 100)}}}); err != nil {
+		t.Fatal(err)
+	}
+	if n := r.Statistics()["tap_rx_dropped_long"] - before; n > tapDrops {
+		t.Errorf("one call dropped %d frames", n)
+	}
 	if r.send(0, header{}, r.ipv4(true, 17, tapUDP(port, []byte("still")))) != 0 {
 		t.Error("dropped")
 	}

@@ -9,7 +9,11 @@ import (
 	"github.com/containers/gvisor-tap-vsock/pkg/services/dhcp"
 	ippool "github.com/containers/gvisor-tap-vsock/pkg/tap"
 	"github.com/containers/gvisor-tap-vsock/pkg/types"
+	"github.com/insomniacslk/dhcp/dhcpv4"
 )
+
+// maxLeasing bounds the requests for a lease that are served at once. Arbitrary.
+const maxLeasing = 16
 
 // serveLeases starts the gateway's DHCP server.
 func (u *user) serveLeases(mac macAddress, mtu int) error {
@@ -26,6 +30,16 @@ func (u *user) serveLeases(mac macAddress, mtu int) error {
 		return fmt.Errorf("user-mode network: DHCP: %w", err)
 	}
 	u.closers = append(u.closers, server.Underlying.Close)
+	// The server makes a goroutine of each request, and they wait for one another.
+	serving, handle := make(chan struct{}, maxLeasing), server.Underlying.Handler
+	server.Underlying.Handler = func(conn net.PacketConn, peer net.Addr, m *dhcpv4.DHCPv4) {
+		select {
+		case serving <- struct{}{}:
+			defer func() { <-serving }()
+			handle(conn, peer, m)
+		default: // the guest asks again
+		}
+	}
 	u.serve("DHCP", server.Serve)
 	return nil
 }

@@ -20,6 +20,12 @@ const (
 	userQueueBytes   = 16 << 20
 )
 
+// The ports of the network's servers.
+const (
+	dnsPort  = 53
+	dhcpPort = 67
+)
+
 // gsoMaxSize is the largest IP packet that the stack makes for segmentation by us or the driver.
 const gsoMaxSize = 65535
 
@@ -213,9 +219,12 @@ func (u *userPort) send(f *frame) bool {
 		u.counts.ignored.Add(1)
 		return true
 	}
-	// Without the Ethernet header a frame fits the largest of the stack's pooled chunks.
-	v := buffer.NewViewSize(f.n - len(eth))
-	if n := g.read(v.AsSlice()); n != v.Size() {
+	v := readPacket(&g, protocol, f.n-len(eth))
+	if v == nil {
+		u.counts.short.Add(1)
+		return false
+	}
+	if protocol == netheader.IPv4ProtocolNumber && emptyRequest(v.AsSlice()) {
 		v.Release()
 		u.counts.short.Add(1)
 		return false
@@ -237,6 +246,42 @@ func (u *userPort) send(f *frame) bool {
 	u.link.dispatcher.DeliverNetworkPacket(protocol, p)
 	p.DecRef()
 	return true
+}
+
+// readPacket reads the packet of a frame that has n bytes yet, without what the frame is padded with: the stack would keep that, and
+// account for the packet only. nil: it is shorter. Without the Ethernet header it fits the largest of the stack's pooled chunks.
+func readPacket(g *userCursor, protocol tcpip.NetworkProtocolNumber, n int) *buffer.View {
+	var head [netheader.IPv4MinimumSize]byte
+	k := g.read(head[:min(n, len(head))])
+	switch total := int(netheader.IPv4(head[:]).TotalLength()); {
+	case protocol == netheader.ARPProtocolNumber:
+		n = min(n, netheader.ARPSize)
+	case total >= len(head):
+		n = min(n, total)
+	}
+	v := buffer.NewViewSize(n)
+	b := v.AsSlice()
+	copy(b, head[:k])
+	if k < min(n, len(head)) || g.read(b[k:]) != n-k {
+		v.Release()
+		return nil
+	}
+	return v
+}
+
+// emptyRequest tells whether an IPv4 packet is (the beginning of) a datagram without payload to one of the network's servers: the stack
+// would queue any number of them, for it counts payload only.
+func emptyRequest(b []byte) bool {
+	ip := netheader.IPv4(b)
+	if len(b) < netheader.IPv4MinimumSize || ip.Protocol() != uint8(netheader.UDPProtocolNumber) || ip.FragmentOffset() != 0 {
+		return false
+	}
+	at := int(ip.HeaderLength())
+	if len(b) < at+netheader.UDPMinimumSize {
+		return false
+	}
+	udp := netheader.UDP(b[at:])
+	return udp.Length() <= netheader.UDPMinimumSize && (udp.DestinationPort() == dnsPort || udp.DestinationPort() == dhcpPort)
 }
 
 // arpForUs tells whether the stack may see an ARP packet: it would claim every address.

@@ -14,6 +14,8 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/adapters/gonet"
 	"gvisor.dev/gvisor/pkg/tcpip/network/ipv4"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
+	waitqueue "gvisor.dev/gvisor/pkg/waiter"
 )
 
 const (
@@ -50,21 +52,40 @@ func newUserNames(u *user) *userNames {
 
 // serveNames starts the gateway's DNS server.
 func (u *user) serveNames() error {
-	at := tcpip.FullAddress{NIC: userNIC, Addr: tcpAddress(u.plan.gateway), Port: 53}
+	at := tcpip.FullAddress{NIC: userNIC, Addr: tcpAddress(u.plan.gateway), Port: dnsPort}
 	conn, err := gonet.DialUDP(u.stack, &at, nil, ipv4.ProtocolNumber)
 	if err != nil {
 		return fmt.Errorf("user-mode network: DNS: %w", err)
 	}
 	u.closers = append(u.closers, conn.Close)
-	listener, err := gonet.ListenTCP(u.stack, at, ipv4.ProtocolNumber)
+	listener, err := u.listenNames(at)
 	if err != nil {
-		return fmt.Errorf("user-mode network: DNS: %w", err)
+		return err
 	}
 	limited := newLimitedListener(listener, maxQueries)
 	u.closers = append(u.closers, limited.Close)
 	u.serve("DNS", (&dns.Server{PacketConn: conn, Handler: u.names}).ActivateAndServe)
 	u.serve("DNS", (&dns.Server{Listener: limited, Handler: u.names}).ActivateAndServe)
 	return nil
+}
+
+// listenNames is gonet.ListenTCP, but what waits to be accepted is little: it takes memory too.
+func (u *user) listenNames(at tcpip.FullAddress) (net.Listener, error) {
+	wq := &waitqueue.Queue{}
+	ep, e := u.stack.NewEndpoint(tcp.ProtocolNumber, ipv4.ProtocolNumber, wq)
+	if e != nil {
+		return nil, userError("DNS", e)
+	}
+	ep.SocketOptions().SetReceiveBufferSize(userStreamLeast, false)
+	e = ep.Bind(at)
+	if e == nil {
+		e = ep.Listen(maxQueries)
+	}
+	if e != nil {
+		ep.Close()
+		return nil, userError("DNS", e)
+	}
+	return gonet.NewTCPListener(u.stack, wq, ep), nil
 }
 
 // limitedListener takes the next connection when there are few enough.

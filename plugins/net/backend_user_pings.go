@@ -18,7 +18,7 @@ import (
 )
 
 const (
-	// maxPings bounds the pings under way; each takes a descriptor and a goroutine. Arbitrary.
+	// maxPings bounds the pings under way; each takes a descriptor and a goroutine. One more ends the one that was idle longest. Arbitrary.
 	maxPings = 64
 	// pingTimeout ends one whose answers stay away.
 	pingTimeout = 30 * time.Second
@@ -35,8 +35,14 @@ type userPings struct {
 	refusal sync.Once
 
 	mu     sync.Mutex
-	open   map[pingKey]*net.UDPConn
+	open   map[pingKey]*userPing
 	closed bool
+}
+
+// userPing is one ping under way.
+type userPing struct {
+	conn *net.UDPConn
+	used time.Time // the last request; guarded by userPings.mu
 }
 
 // pingKey is a ping of the guest.
@@ -46,7 +52,7 @@ type pingKey struct {
 	id       uint16
 }
 
-func newUserPings(u *user) *userPings { return &userPings{u: u, open: map[pingKey]*net.UDPConn{}} }
+func newUserPings(u *user) *userPings { return &userPings{u: u, open: map[pingKey]*userPing{}} }
 
 // takes tells whether an IPv4 packet is (part of) an echo request for somebody outside, which the stack must not see: it would answer
 // in their name.
@@ -88,10 +94,11 @@ func (p *userPings) send(mac [6]byte, packet []byte) {
 func (p *userPings) socket(key pingKey) *net.UDPConn {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if c := p.open[key]; c != nil {
-		return c
+	if o := p.open[key]; o != nil {
+		o.used = time.Now()
+		return o.conn
 	}
-	if p.closed || len(p.open) >= maxPings {
+	if p.closed {
 		return nil
 	}
 	c, err := newPingSocket(key.to)
@@ -105,8 +112,24 @@ func (p *userPings) socket(key pingKey) *net.UDPConn {
 		_ = c.Close() // it is over
 		return nil
 	}
-	p.open[key] = c
+	if len(p.open) >= maxPings {
+		p.evict()
+	}
+	p.open[key] = &userPing{conn: c, used: time.Now()}
 	return c
+}
+
+// evict ends the ping that was idle longest. Under mu.
+func (p *userPings) evict() {
+	var idlest pingKey
+	var since time.Time
+	for key, o := range p.open {
+		if since.IsZero() || o.used.Before(since) {
+			idlest, since = key, o.used
+		}
+	}
+	_ = p.open[idlest].conn.Close() // its reader ends by that
+	delete(p.open, idlest)
 }
 
 // newPingSocket is connected to an address; nothing has been sent yet.
@@ -136,7 +159,9 @@ func (p *userPings) receive(key pingKey, c *net.UDPConn) {
 	defer func() {
 		_ = c.Close() // nothing of ours is in it
 		p.mu.Lock()
-		delete(p.open, key)
+		if o := p.open[key]; o != nil && o.conn == c {
+			delete(p.open, key)
+		}
 		p.mu.Unlock()
 	}()
 	buf := make([]byte, gsoMaxSize)
@@ -185,7 +210,7 @@ func (p *userPings) close() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.closed = true
-	for _, c := range p.open {
-		_ = c.Close() // its reader ends by that
+	for _, o := range p.open {
+		_ = o.conn.Close() // its reader ends by that
 	}
 }

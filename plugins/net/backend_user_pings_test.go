@@ -67,7 +67,7 @@ func TestUserCarriesPingsOut(t *testing.T) {
 			}
 		}
 	}
-	// Fragments, and too many at once, are not carried, and do no harm.
+	// Fragments are not carried. Of too many at once the newest are.
 	part := ipv4Packet(u.plan.guest, to, 1, echoRequest(56))
 	part[6] = 0x20
 	sendFrame(t, p, ethernet([]byte(userGatewayMAC), testGuestMAC[:], 0x0800, part), header{})
@@ -76,7 +76,12 @@ func TestUserCarriesPingsOut(t *testing.T) {
 		binary.BigEndian.PutUint16(e[4:], uint16(i))
 		sendFrame(t, p, ethernet([]byte(userGatewayMAC), testGuestMAC[:], 0x0800, ipv4Packet(u.plan.guest, to, 1, e)), header{})
 	}
-	if s := u.Statistics(); s["user_pings_sent"] != 6+maxPings-1 || s["user_pings_ignored"] != 1+2*maxPings+1 {
+	if s := u.Statistics(); s["user_pings_sent"] != 6+3*maxPings || s["user_pings_ignored"] != 1 {
 		t.Errorf("%v", s)
+	}
+	u.link.pings.mu.Lock()
+	defer u.link.pings.mu.Unlock()
+	if n := len(u.link.pings.open); n > maxPings {
+		t.Errorf("%d pings open", n)
 	}
 }

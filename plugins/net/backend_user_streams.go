@@ -29,6 +29,11 @@ const (
 	dialTimeout = 60 * time.Second
 	// userStreamBuffer is what is copied at once, in bytes: a few of the largest segments.
 	userStreamBuffer = 128 << 10
+	// userStreamMemory is divided among the connections: each of a new one's two buffers in the stack has as much as if all of those
+	// open had that, but at least userStreamLeast. So a guest with a few fast ones has large windows, and one that fills the buffers of as
+	// many as it may takes little more than 1 GB. In bytes, arbitrary.
+	userStreamMemory = 64 << 20
+	userStreamLeast  = 32 << 10
 	// keepAlive is how often the host's end of an idle connection asks whether the peer is still there. The guest's end asks every two
 	// hours: a paused guest keeps its connections at least that long.
 	keepAlive = 5 * time.Minute
@@ -52,11 +57,13 @@ type userStream struct {
 	ep    tcpip.Endpoint
 	guest *gonet.TCPConn // ep's
 	host  *net.TCPConn
+	// buffer is how many bytes are copied at once.
+	buffer int
 }
 
 func newUserStreams() *userStreams { return &userStreams{open: map[*userStream]struct{}{}} }
 
-// add counts st in; false: there are too many, or it is over.
+// add counts st in, and gives it its share of the memory; false: there are too many, or it is over.
 func (s *userStreams) add(st *userStream) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -66,6 +73,12 @@ func (s *userStreams) add(st *userStream) bool {
 	}
 	s.open[st] = struct{}{}
 	s.total.Add(1)
+	share := max(userStreamMemory/len(s.open), userStreamLeast)
+	st.buffer = min(userStreamBuffer, share)
+	if share < tcp.MaxBufferSize { // otherwise the stack's own growth is within it
+		st.ep.SocketOptions().SetReceiveBufferSize(int64(share), true)
+		st.ep.SocketOptions().SetSendBufferSize(int64(share), true)
+	}
 	return true
 }
 
@@ -97,7 +110,7 @@ func (st *userStream) pass(to, from interface {
 	net.Conn
 	CloseWrite() error
 }) {
-	buf := make([]byte, userStreamBuffer)
+	buf := make([]byte, st.buffer)
 	// Plain Read and Write: *net.TCPConn's ReadFrom has a smaller buffer of its own.
 	if _, err := io.CopyBuffer(struct{ io.Writer }{to}, struct{ io.Reader }{from}, buf); err != nil {
 		st.abort()
@@ -118,9 +131,24 @@ func (u *user) join(ep tcpip.Endpoint, wq *waitqueue.Queue, host *net.TCPConn) {
 	other.Go(func() { st.pass(host, st.guest) })
 	st.pass(st.guest, host)
 	other.Wait()
-	u.streams.remove(st)
 	_ = st.guest.Close() // never fails
 	_ = host.Close()     // was shut down both ways
+	u.drain(ep)
+	u.streams.remove(st)
+}
+
+// drain returns when the guest has all of a closed connection: until then the stack holds its bytes, for ever if the guest likes.
+func (u *user) drain(ep tcpip.Endpoint) {
+	for wait := time.Millisecond; ; wait = min(2*wait, time.Second) {
+		switch tcp.EndpointState(ep.State()) { //nolint:exhaustive,gosec // those in which something may be left; G115: there are a dozen
+		case tcp.StateEstablished, tcp.StateCloseWait, tcp.StateFinWait1, tcp.StateClosing, tcp.StateLastAck:
+		default:
+			return
+		}
+		if pause(u.ctx, wait) != nil {
+			return
+		}
+	}
 }
 
 // outward is where a packet of the guest to a leads on the host; false: nowhere.

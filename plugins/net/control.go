@@ -68,7 +68,7 @@ func (d *device) command(r *virtq.Reader) error {
 	}
 	d.refresh()
 	d.save()
-	if was.announce != d.state.announce {
+	if was.announce != d.state.announce || was.mac != d.state.mac { // both are in the configuration space
 		d.host.ConfigChanged()
 	}
 	return nil

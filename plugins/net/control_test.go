@@ -81,7 +81,11 @@ func TestCommandsDoWhatTheySayInAnyLayout(t *testing.T) {
 			if s := r.currentState(); s.uni.count != 2 || s.multi.count != 3 || s.uni.all || s.multi.addrs[2] != (macAddress{2, 0, 0, 0, 0, 2}) {
 				t.Errorf("tables %+v", s.uni)
 			}
+			told := r.h.changed()
 			do(virtio.NetCtrlMAC, virtio.NetCtrlMACAddrSet, 2, 1, 2, 3, 4, 5)
+			if r.h.changed() != told+1 {
+				t.Error("the configuration space's copy keeps the old address")
+			}
 			if c := r.d.ReadConfig(); macAddress(c) != (macAddress{2, 1, 2, 3, 4, 5}) || r.d.rules.Load().filter.mac != (macAddress{2, 1, 2, 3, 4, 5}) {
 				t.Errorf("address % x", c[:6])
 			}
@@ -281,5 +285,36 @@ func TestACommandThatTheBackEndRefusesChangesNothing(t *testing.T) {
 	defer r.h.mu.Unlock()
 	if len(r.h.fails) != 1 {
 		t.Errorf("told: %v", r.h.fails)
+	}
+}
+
+// VIRTIO 1.2, 5.1.6.5.5: neither before the driver asks for more pairs than one, nor after it asks for fewer.
+func TestPairsThatTheDriverDoesNotUseGetNothing(t *testing.T) {
+	t.Parallel()
+	cfg := deviceSettings()
+	cfg.QueuePairs = 2
+	r := newDeviceRig(t, cfg, everything)
+	r.rings[2].post(t, nil, nil, 2000)
+	inject := func() {
+		t.Helper()
+		b := frameOf(1, 100)
+		if n, err := r.d.be.Port(1).Send(t.Context(), []frame{{bufs: [][]byte{b}, n: len(b)}}); n != 0 || err != nil {
+			t.Fatal(n, err)
+		}
+	}
+	inject()
+	r.start()
+	r.until("the frame is dropped", func() bool { return r.statistic("rx1_dropped_link") == 1 })
+	r.command(virtio.NetCtrlOK, virtio.NetCtrlMQ, virtio.NetCtrlMQPairsSet, 2, 0)
+	inject()
+	if u := r.rings[2].next(t); u.written != 100+virtio.NetHeaderSize {
+		t.Errorf("%d bytes", u.written)
+	}
+	r.rings[2].post(t, nil, nil, 2000)
+	r.command(virtio.NetCtrlOK, virtio.NetCtrlMQ, virtio.NetCtrlMQPairsSet, 1, 0)
+	inject()
+	r.until("the frame is dropped", func() bool { return r.statistic("rx1_dropped_link") == 2 })
+	if _, ok := r.rings[2].used(); ok {
+		t.Error("it arrived too")
 	}
 }

@@ -13,7 +13,7 @@ type counters struct {
 	packets atomic.Uint64
 	bytes   atomic.Uint64 // the packets'
 	// dropped by reason.
-	link    atomic.Uint64 // the link was down
+	link    atomic.Uint64 // the link was down; receiving: or the driver does not use the pair
 	filter  atomic.Uint64 // the driver does not want it (receiving)
 	header  atomic.Uint64 // its header or length makes no sense; receiving: the driver does not take such
 	room    atomic.Uint64 // the driver's buffers were too small (receiving)

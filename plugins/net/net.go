@@ -74,6 +74,7 @@ type device struct {
 
 // pair is a queue pair and what it counts.
 type pair struct {
+	index              int
 	port               port
 	rx, tx             counters
 	sending, receiving trouble
@@ -85,10 +86,12 @@ type rules struct {
 	mergeable  bool
 	// host are the offloads that the driver may ask for, guest those that it takes.
 	host, guest virtio.Features
-	// longest is the longest frame that the driver may get, and sendable that it may send without segmentation offload.
-	longest, sendable int
-	up                bool
-	filter            filter
+	// longest is the longest frame that the driver may get; whole is that either way without segmentation offload.
+	longest, whole int
+	up             bool
+	filter         filter
+	// pairs is how many queue pairs the driver uses; the others' receiveqs get nothing (5.1.6.5.5).
+	pairs int
 }
 
 var _ interface {
@@ -138,7 +141,7 @@ func (d *device) prepare() error {
 	d.offer = offered(cfg, o, d.mtu)
 	d.pairs = make([]pair, cfg.QueuePairs)
 	for i := range d.pairs {
-		d.pairs[i].port = d.be.Port(i)
+		d.pairs[i].index, d.pairs[i].port = i, d.be.Port(i)
 	}
 	d.rxLimit = newLimiter(uint64(cfg.RxBandwidth), uint64(cfg.RxPackets), uint64(cfg.RxBurst)) //nolint:gosec // G115: not negative
 	d.txLimit = newLimiter(uint64(cfg.TxBandwidth), uint64(cfg.TxPackets), uint64(cfg.TxBurst)) //nolint:gosec // G115: not negative
@@ -257,8 +260,8 @@ func (d *device) refresh() {
 	r := &rules{
 		headerSize: headerSize(f), mergeable: f.Has(virtio.FNetMrgRxBuf),
 		host: f & hostOffloads, guest: s.offloads,
-		longest: mtu + etherHeader + 4, sendable: frameMax, up: d.linkUp && !s.linkDown,
-		filter: filter{mac: s.mac, modes: s.modes, uni: s.uni, multi: s.multi, vlans: s.vlans, vlanFilter: f.Has(virtio.FNetCtrlVLAN)},
+		longest: mtu + etherHeader + 4, whole: frameMax, up: d.linkUp && !s.linkDown,
+		pairs: s.pairs, filter: filter{mac: s.mac, modes: s.modes, uni: s.uni, multi: s.multi, vlans: s.vlans, vlanFilter: f.Has(virtio.FNetCtrlVLAN)},
 	}
 	if f&virtio.FNetCtrlRx == 0 {
 		r.filter.modes |= modePromisc
@@ -267,7 +270,7 @@ func (d *device) refresh() {
 		r.longest = frameMax
 	}
 	if f.Has(virtio.FNetMTU) {
-		r.sendable = d.mtu + etherHeader + 8 // two VLAN tags
+		r.whole = d.mtu + etherHeader + 8 // two VLAN tags
 	}
 	d.rules.Store(r)
 }

@@ -80,7 +80,7 @@ func (r *receiver) serveSome(ctx context.Context) (more bool, err error) {
 	if now := r.d.rules.Load(); now != r.rules {
 		r.rules, r.ready = now, 0
 	}
-	if !r.rules.up {
+	if !r.rules.up || r.p.index >= r.rules.pairs {
 		return r.discard(ctx)
 	}
 	if err := r.gather(); err != nil {
@@ -251,7 +251,8 @@ func (r *receiver) wanted(f *frame) bool {
 		r.p.rx.filter.Add(1)
 		return false
 	}
-	if f.n < etherHeader || !f.hdr.toDriver(f.n, r.rules.guest) {
+	long := f.n > r.rules.whole && f.hdr.gsoType() == virtio.NetGSONone // 5.1.4.1
+	if long || f.n < etherHeader || !f.hdr.toDriver(f.n, r.rules.guest) {
 		r.p.rx.header.Add(1)
 		return false
 	}
@@ -342,7 +343,7 @@ func (r *receiver) put(f *frame, chains []*virtq.Chain) {
 	r.p.rx.bytes.Add(uint64(f.n)) //nolint:gosec // G115: not negative
 }
 
-// discard takes a frame that nobody gets, since the link is down.
+// discard takes a frame that nobody gets, since the link is down or the driver does not use the pair.
 func (r *receiver) discard(ctx context.Context) (more bool, err error) {
 	r.waste[0].bufs = append(r.waste[0].bufs[:0], r.ownMemory())
 	n, err := r.p.port.Receive(r.waste[:])

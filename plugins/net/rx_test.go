@@ -408,3 +408,26 @@ func TestEachPairHasAWayOfItsOwn(t *testing.T) {
 		}
 	}
 }
+
+// VIRTIO 1.2, 5.1.4.1: what exceeds the MTU comes with segmentation offload or not at all.
+func TestNoPacketBeyondTheMTUArrivesWhole(t *testing.T) {
+	t.Parallel()
+	cfg := deviceSettings()
+	cfg.MTU = 1500
+	r := newDeviceRig(t, cfg, everything).start(0)
+	for range 4 {
+		r.rings[0].post(t, nil, nil, frameMax+virtio.NetHeaderSize)
+	}
+	r.inject(header{}, frameOf(1, 1500+etherHeader+9))
+	offload := headerOf(virtio.NetHeaderNeedsCSum, virtio.NetGSOTCPv4, 54, 1448, 34, 16)
+	r.inject(offload, frameOf(2, 9000))
+	r.inject(header{}, frameOf(3, 1500+etherHeader))
+	for _, want := range []int{9000, 1500 + etherHeader} {
+		if u := r.rings[0].next(t); u.written != want+virtio.NetHeaderSize {
+			t.Errorf("%d bytes, want %d", u.written-virtio.NetHeaderSize, want)
+		}
+	}
+	if n := r.statistic("rx0_dropped_header"); n != 1 {
+		t.Errorf("%d dropped, want 1", n)
+	}
+}

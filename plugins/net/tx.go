@@ -156,7 +156,7 @@ func (f *frame) parse(c *virtq.Chain, r *rules) bool {
 	if f.n < etherHeader || f.n > frameMax || f.hdr.fromDriver(f.n, r.host) != nil {
 		return false
 	}
-	if f.hdr.gsoType() == 0 && f.n > r.sendable {
+	if f.hdr.gsoType() == 0 && f.n > r.whole {
 		return false
 	}
 	f.bufs = in.Rest(f.bufs[:0])

@@ -309,3 +309,24 @@ func TestADriverThatBreaksTheRingEndsItsQueue(t *testing.T) {
 		r.stop()
 	}
 }
+
+func TestBytesCountedAreThoseOfThePacketsThatLeft(t *testing.T) {
+	t.Parallel()
+	r := newDeviceRig(t, deviceSettings(), everything)
+	const length, frames = frameMax, loopbackBytes/frameMax + 20
+	h := headerOf(virtio.NetHeaderNeedsCSum, virtio.NetGSOTCPv4, 54, 1448, 34, 16)
+	for i := range frames {
+		r.rings[1].post(t, withHeader(h, virtio.NetHeaderSize, frameOf(i, length)), nil)
+	}
+	r.start(1)
+	for range frames {
+		r.rings[1].next(t)
+	}
+	packets := r.statistic("tx0_packets")
+	if packets == 0 || packets+r.statistic("tx0_dropped_backend") != frames || packets == frames {
+		t.Errorf("%d of %d packets left, %d dropped", packets, frames, r.statistic("tx0_dropped_backend"))
+	}
+	if n := r.statistic("tx0_bytes"); n != packets*length {
+		t.Errorf("%d bytes in %d packets, want %d", n, packets, packets*length)
+	}
+}
