@@ -449,6 +449,9 @@ func broken(t *testing.T) []struct {
 				}
 			}
 		}), "leaks/start-stop", "descriptors grew"},
+		{"leaks memory", with(func(w *wrong) {
+			w.memory = func(r []guestmem.MapRegion) { _, _ = guestmem.Map(r) }
+		}), "leaks/start-stop", "memory mappings grew"},
 		{"answers a wrong next_avail", with(func(w *wrong) { w.stop = func(s *pluginrpc.QueueState) { s.NextAvail++ } }), "queue/start-stop", "taken and not completed"},
 		{"answers a wrong used_index", with(func(w *wrong) { w.stop = func(s *pluginrpc.QueueState) { s.UsedIndex-- } }), "queue/stop-under-load", "the used ring says"},
 		{"goes on after stop", with(func(w *wrong) { w.neverStops = true }), "queue/restart", "it was stopped"},
@@ -544,7 +547,7 @@ func broken(t *testing.T) []struct {
 				return nil
 			}
 		}), "state/garbage", "want it ignored"},
-		{"dies of a state that it does not know", Program(self, "DEVICETEST_PLUGIN=trusts"), "state/unknown", "SetFeatures"},
+		{"dies of a state that it does not know", Program(self, "DEVICETEST_PLUGIN=trusts"), "state/unknown", "with state"},
 		{"cannot be closed twice", with(func(w *wrong) { w.closeAgain = pluginrpc.ErrFailed }), "end/close", "the device failed"},
 	}
 }

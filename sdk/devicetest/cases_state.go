@@ -7,6 +7,7 @@ import (
 	"maps"
 	"os"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/virtplug/virtplug/sdk/pluginrpc"
@@ -212,9 +213,10 @@ func held(pid int) map[string]int {
 		return n
 	}
 	if maps, err := os.ReadFile(fmt.Sprintf("/proc/%d/maps", pid)); err == nil {
-		for _, c := range maps {
-			if c == '\n' {
-				n["memory mappings"]++
+		// Private ones are heap and threads' stacks, which the language's runtime keeps for later.
+		for line := range strings.Lines(string(maps)) {
+			if f := strings.Fields(line); len(f) > 1 && strings.HasSuffix(f[1], "s") {
+				n["shared memory mappings"]++
 			}
 		}
 	}
