@@ -114,6 +114,8 @@ func TestLinuxNetTwoQueuePairs(t *testing.T) {
 		}
 	}
 	transfer(t, v, "to the guest", fmt.Sprintf("nc 10.77.0.1 %d </dev/null | %s", from, guestDigest))
+	v.Must("httpd -p 80 -h /test")
+	fetch(t, n, "10.77.0.2:80")
 	if in, out := seen.Counts(); in.Longest <= frameBytes || out.Longest <= frameBytes {
 		t.Errorf("no frame is longer than the MTU: received from the guest %+v, sent to it %+v", in, out)
 	} else {
@@ -172,11 +174,13 @@ func TestLinuxNetOnTheLguestBus(t *testing.T) {
 	user, tap := sink(t, n, "127.0.0.1"), sink(t, n, "10.77.0.1")
 	transfer(t, v, "user, from the guest", fmt.Sprintf("%s | nc 192.168.127.254 %d", guestData, user))
 	transfer(t, v, "user, to the guest", fmt.Sprintf("nc 192.168.127.254 %d </dev/null | %s", source(t, n, "127.0.0.1"), guestDigest))
-	forwarded(t, v, n)
+	v.Must("httpd -p 80 -h /test")
+	fetch(t, n, "127.0.0.1:8080") // by the forward
 
 	seen := n.Watch(t, "vp0")
 	v.Must("ip address add 10.77.0.2/24 dev eth1; for i in $(seq 100); do ping -c 1 -W 1 10.77.0.1 && break; done")
 	transfer(t, v, "tap, to the guest", fmt.Sprintf("nc 10.77.0.1 %d </dev/null | %s", source(t, n, "10.77.0.1"), guestDigest))
+	fetch(t, n, "10.77.0.2:80")
 	killedUnderWay(t, v, "eth1", seen, fmt.Sprintf("%s | nc 10.77.0.1 %d", guestBulk, tap))
 	if in, out := seen.Counts(); in.Longest <= frameBytes || out.Longest <= frameBytes {
 		t.Errorf("no frame is longer than the MTU: received from the guest %+v, sent to it %+v", in, out)
@@ -218,11 +222,10 @@ func kill(t *testing.T, v *session.VM, device string) {
 	}
 }
 
-// forwarded connects to the port that leads to the guest.
-func forwarded(t *testing.T, v *session.VM, n *session.Network) {
+// fetch gets /test/data from the guest's web server, which the kernel sends in pieces as large as the network takes.
+func fetch(t *testing.T, n *session.Network, address string) {
 	t.Helper()
-	v.Must("httpd -p 80 -h /test")
-	c, err := n.Dial("tcp", "127.0.0.1:8080")
+	c, err := n.Dial("tcp", address)
 	if err != nil {
 		t.Fatal(err)
 	}
