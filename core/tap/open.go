@@ -71,7 +71,7 @@ func (t *Tap) Close() error {
 		}
 	}
 	if len(t.Queues) > 0 {
-		t.restore(t.Queues[0])
+		errs = append(errs, t.restore(t.Queues[0]))
 	}
 	for _, fd := range t.Queues {
 		errs = append(errs, os.NewSyscallError("close", unix.Close(fd)))
@@ -80,20 +80,26 @@ func (t *Tap) Close() error {
 	return errors.Join(errs...)
 }
 
-// restore makes by a descriptor of the interface what it was, for whoever opens it next. A plugin could change this by its own. The
-// interface may be gone, and a macvtap knows only some.
-func (t *Tap) restore(fd int) {
+// restore makes by a descriptor of the interface what it was, for whoever opens it next. A plugin could change this by its own.
+func (t *Tap) restore(fd int) error {
+	set := func(what string, err error) error {
+		if err == nil || errors.Is(err, unix.EBADFD) { // the interface is gone
+			return nil
+		}
+		return fmt.Errorf("interface %s: put back as it was: %w", t.Name, os.NewSyscallError(what, err))
+	}
 	if t.Made {
-		_ = unix.IoctlSetInt(fd, unix.TUNSETPERSIST, 0)
-		return
+		return set("TUNSETPERSIST", unix.IoctlSetInt(fd, unix.TUNSETPERSIST, 0))
 	}
+	var errs []error
 	if t.persistent {
-		_ = unix.IoctlSetInt(fd, unix.TUNSETPERSIST, 1)
+		errs = append(errs, set("TUNSETPERSIST", unix.IoctlSetInt(fd, unix.TUNSETPERSIST, 1)))
 	}
-	_ = unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, 0)
+	errs = append(errs, set("TUNSETOFFLOAD", unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, 0)))
 	if t.headerWas != 0 {
-		_ = unix.IoctlSetPointerInt(fd, unix.TUNSETVNETHDRSZ, t.headerWas)
+		errs = append(errs, set("TUNSETVNETHDRSZ", unix.IoctlSetPointerInt(fd, unix.TUNSETVNETHDRSZ, t.headerWas)))
 	}
+	return errors.Join(errs...)
 }
 
 // gone tells that there is no such interface or address any more.

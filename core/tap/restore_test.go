@@ -36,6 +36,37 @@ func TestWhatAPluginDoesToTheInterfaceIsUndone(t *testing.T) {
 	}
 }
 
+// A plugin may detach all queues: what it did must be undone by those.
+func TestWhatAPluginDoesIsUndoneThoughItDetachedTheQueues(t *testing.T) {
+	t.Parallel()
+	if !taptest.InNamespace(t) {
+		return
+	}
+	persistent(t, "mine", netlink.TUNTAP_MODE_TAP, netlink.TUNTAP_MULTI_QUEUE, 0)
+	for name, persist := range map[string]int{"new": 1, "mine": 0} {
+		a := open(t, tap.Config{Name: name, Queues: 2})
+		if err := unix.IoctlSetInt(a.Queues[0], unix.TUNSETPERSIST, persist); err != nil {
+			t.Fatal(err)
+		}
+		for _, fd := range a.Queues {
+			ifr, err := unix.NewIfreq("")
+			if err != nil {
+				t.Fatal(err)
+			}
+			ifr.SetUint16(unix.IFF_DETACH_QUEUE)
+			if err := unix.IoctlIfreq(fd, unix.TUNSETQUEUE, ifr); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := a.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	if exists("new") || !exists("mine") {
+		t.Errorf("interfaces %v: want the persistent one and not the new one", names(t))
+	}
+}
+
 func TestAnInterfaceThatWasDownKeepsItsAddresses(t *testing.T) {
 	t.Parallel()
 	if !taptest.InNamespace(t) {
